@@ -1,0 +1,23 @@
+//! The IO that both ends of proxymux share.
+//!
+//! Owns TLS and certificates, the multiplexer's driver and its streams, the relay, and the
+//! reading of configuration files; later also flows and drain.
+//! Leaves the wire format to `proxymux-proto` and every decision to the two daemons.
+//! Read `mux` and `relay` first: they are the path of every byte.
+
+mod carrier;
+pub mod certificate;
+pub mod config_file;
+pub mod control;
+pub mod credentials;
+pub mod limits;
+pub mod liveness;
+pub mod mux;
+pub mod relay;
+pub mod session;
+pub mod shutdown;
+pub mod socket;
+pub mod stream;
+mod stream_state;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,262 @@
+//! What both ends of a session do alike, once TLS and the multiplexer stand.
+//!
+//! Owns the control stream's upkeep: pings and their answers, aborts both ways, the verdict that
+//! a peer is dead. [`SessionCore::next`] is the loop's one wait; everything that only one end
+//! understands (registration, drain, addresses) it hands to the daemon.
+
+use std::time::Duration;
+
+use proxymux_proto::{ControlMessage, Drain, EndCode, SessionEnd};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
+    time::{Instant, Interval, MissedTickBehavior},
+};
+
+use crate::{
+    control::{ControlError, ControlStream},
+    liveness::{Liveness, TICK, Verdict},
+    mux::{Driver, Mux, SessionFault},
+    socket::SessionSocket,
+    stream::StreamError,
+    telemetry::chain,
+};
+
+/// One end of an established session.
+///
+/// Dropping it ends the session at once: its connection is shut down and its streams are reset.
+#[derive(Debug)]
+pub struct SessionCore {
+    mux: Mux,
+    control: ControlStream,
+    liveness: Liveness,
+    ticks: Interval,
+    socket: SessionSocket,
+    driver: JoinHandle<SessionFault>,
+}
+
+/// Something that the daemon has to act on.
+#[derive(Debug)]
+pub enum Event {
+    /// A message that only one end understands.
+    Message(ControlMessage),
+    /// The answer to the last ping, with the round trip.
+    Pong(Duration),
+    /// The session has used up most of its stream ids.
+    WornOut,
+    /// The session is over.
+    Over(SessionOver),
+}
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionOver {
+    /// Nothing was heard of the peer.
+    #[error("peer is silent for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The connection or the multiplexer ended.
+    #[error("session ended")]
+    Fault(#[source] SessionFault),
+    /// The control stream failed while the multiplexer still stood.
+    #[error("session failed")]
+    Control(#[source] ControlError),
+}
+
+/// Runs a session's driver in a task of its own.
+pub fn drive<T>(driver: Driver<T>) -> JoinHandle<SessionFault>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    tokio::spawn(driver)
+}
+
+impl SessionCore {
+    /// Takes over a session whose control stream stands.
+    #[must_use]
+    pub fn new(
+        mux: Mux,
+        control: ControlStream,
+        socket: SessionSocket,
+        driver: JoinHandle<SessionFault>,
+    ) -> Self {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            mux,
+            control,
+            liveness: Liveness::new(Instant::now()),
+            ticks,
+            socket,
+            driver,
+        }
+    }
+
+    /// The handle that opens streams.
+    #[must_use]
+    pub fn mux(&self) -> &Mux {
+        &self.mux
+    }
+
+    /// The last round trip measured.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.liveness.rtt()
+    }
+
+    /// Queues a message for the peer; it goes out while [`SessionCore::next`] is awaited.
+    ///
+    /// # Errors
+    ///
+    /// When the peer has not taken the last ones.
+    pub fn send(&mut self, message: &ControlMessage) -> Result<(), ControlError> {
+        self.control.queue(message)
+    }
+
+    /// Sends what is queued, reading nothing meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the session is of no more use.
+    pub async fn flush(&mut self) -> Result<(), ControlError> {
+        self.control.flush().await
+    }
+
+    /// Queues a ping out of turn; its answer is an [`Event::Pong`].
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionCore::send`].
+    pub fn ping(&mut self) -> Result<(), ControlError> {
+        let number = self.liveness.ping(Instant::now());
+        self.send(&ControlMessage::Ping(number))
+    }
+
+    /// Queues the wish that nothing new be opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionCore::send`].
+    pub fn drain(&mut self, deadline: Duration, reason: &str) -> Result<(), ControlError> {
+        self.send(&ControlMessage::Drain(Drain {
+            deadline,
+            reason: reason.to_owned(),
+        }))
+    }
+
+    /// Does the session's upkeep until something happens that the daemon has to act on.
+    ///
+    /// Cancel-safe. Not to be called again after [`Event::Over`].
+    pub async fn next(&mut self) -> Event {
+        loop {
+            let done = tokio::select! {
+                message = self.control.next() => match message {
+                    Ok(message) => self.take_in(message),
+                    Err(error) => Err(error),
+                },
+                (stream, code) = self.mux.next_abort() => {
+                    self.control.queue(&ControlMessage::Abort { stream, code }).map(|()| None)
+                }
+                () = self.mux.worn_out() => Ok(Some(Event::WornOut)),
+                _ = self.ticks.tick() => self.tick(),
+            };
+            match done {
+                Ok(None) => {}
+                Ok(Some(event)) => return event,
+                Err(error) => return Event::Over(self.explain(error).await),
+            }
+        }
+    }
+
+    /// Tells the peer that the session ends and why, and ends it, within `limit`.
+    pub async fn end(mut self, end: SessionEnd, limit: Duration) {
+        self.say_end(end, limit).await;
+    }
+
+    /// Sends what is queued and ends the session in an orderly way, within `limit`.
+    pub async fn close(mut self, limit: Duration) {
+        self.say_goodbye(limit).await;
+    }
+
+    async fn say_end(&mut self, end: SessionEnd, limit: Duration) {
+        if let Err(error) = self.control.queue(&ControlMessage::End(end)) {
+            // The end of the connection has to do.
+            tracing::debug!(
+                error = chain(&error),
+                "the reason for the end cannot be sent"
+            );
+        }
+        self.say_goodbye(limit).await;
+    }
+
+    /// A peer that takes nothing is left without.
+    async fn say_goodbye(&mut self, limit: Duration) {
+        let goodbye = async {
+            // What cannot be sent is no reason not to close.
+            let _ = self.control.flush().await;
+            // A handle that has given its result must not be polled again.
+            if !self.driver.is_finished() {
+                self.mux.close();
+                let _ = (&mut self.driver).await;
+            }
+            self.socket.linger().await;
+        };
+        let _ = tokio::time::timeout(limit, goodbye).await;
+    }
+
+    fn take_in(&mut self, message: ControlMessage) -> Result<Option<Event>, ControlError> {
+        match message {
+            ControlMessage::Ping(number) => self.send(&ControlMessage::Pong(number))?,
+            ControlMessage::Pong(number) => {
+                return Ok(self.liveness.pong(number, Instant::now()).map(Event::Pong));
+            }
+            ControlMessage::Abort { stream, code } => self.mux.abort_received(stream, code),
+            ControlMessage::Unknown => tracing::debug!("unknown control message ignored"),
+            other => return Ok(Some(Event::Message(other))),
+        }
+        Ok(None)
+    }
+
+    fn tick(&mut self) -> Result<Option<Event>, ControlError> {
+        let progress = self.socket.progress();
+        match self
+            .liveness
+            .tick(Instant::now(), self.mux.bytes_received(), progress)
+        {
+            Verdict::Alive => Ok(None),
+            Verdict::Ping(number) => self.send(&ControlMessage::Ping(number)).map(|()| None),
+            Verdict::Dead(silent) => Ok(Some(Event::Over(SessionOver::Silent(silent)))),
+        }
+    }
+
+    async fn explain(&mut self, error: ControlError) -> SessionOver {
+        match error {
+            ControlError::Decode(_) | ControlError::Stream(StreamError::Frame(_)) => {
+                // Its log is to have the reason as well.
+                let end = SessionEnd::new(EndCode::Protocol, &chain(&error));
+                self.say_end(end, GOODBYE_LIMIT).await;
+                SessionOver::Control(error)
+            }
+            ControlError::Encode(_) | ControlError::Stuck { .. } => SessionOver::Control(error),
+            // A control stream mostly fails because the session under it did, which says more.
+            ControlError::Closed | ControlError::Stream(_) => {
+                match tokio::time::timeout(DRIVER_ENDS_WITHIN, &mut self.driver).await {
+                    Ok(Ok(fault)) => SessionOver::Fault(fault),
+                    Ok(Err(_)) | Err(_) => SessionOver::Control(error),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for SessionCore {
+    fn drop(&mut self) {
+        self.socket.shut_down();
+        self.driver.abort();
+    }
+}
+
+/// How long a peer that broke the protocol is given to hear of it.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The driver ends in the same turn as its streams do.
+const DRIVER_ENDS_WITHIN: Duration = Duration::from_millis(200);

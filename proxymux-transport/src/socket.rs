@@ -1,0 +1,260 @@
+//! Settings of sockets, and what the kernel knows of a connection.
+//!
+//! Owns every socket option that proxymux sets, so that the reason for each stands in one place.
+//! This is the only module of the crate with `unsafe`: the kernel's own account of a TCP
+//! connection (`TCP_INFO`) has no safe wrapper.
+
+use std::{
+    io,
+    net::Shutdown,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+/// Sets up a TCP connection that carries a session.
+///
+/// Small frames go out at once, and little is queued in the kernel in front of a ping.
+///
+/// # Errors
+///
+/// When the kernel refuses an option.
+pub fn prepare_session(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)
+}
+
+/// Sets up a TCP connection that is relayed.
+///
+/// Keep-alive finds a peer that went without a word. `TCP_USER_TIMEOUT` is not set: it would end
+/// a connection whose reader is merely slow.
+///
+/// # Errors
+///
+/// When the kernel refuses an option.
+pub fn prepare_relayed(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_PERIOD)
+        .with_interval(KEEPALIVE_PERIOD)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Makes closing a TCP connection reset it, so that its peer cannot take the close for an end.
+///
+/// # Errors
+///
+/// When the kernel refuses the option.
+pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// What the kernel knows of a connection's end without reading from it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HangUp {
+    /// The connection stands, or is half-closed.
+    No,
+    /// Both directions are closed; bytes that came before may still be read.
+    Closed,
+    /// The connection was reset or failed.
+    Failed,
+}
+
+/// Asks the kernel whether a connection has ended.
+#[must_use]
+pub fn hang_up(socket: &impl AsFd) -> HangUp {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // Errors and hang-ups are reported without being asked for (poll(2)).
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let found = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    let events = fd.revents().unwrap_or(PollFlags::empty());
+    match found {
+        Ok(1..) if events.contains(PollFlags::POLLERR) => HangUp::Failed,
+        Ok(1..) if events.contains(PollFlags::POLLHUP) => HangUp::Closed,
+        _ => HangUp::No,
+    }
+}
+
+/// How far a TCP connection has got with what was handed to it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TcpProgress {
+    /// Bytes that the peer's kernel has acknowledged.
+    pub acked: u64,
+    /// Whether bytes wait to be sent or to be acknowledged.
+    pub outstanding: bool,
+}
+
+/// Asks the kernel how far a TCP connection has got; `None` where it does not say (before
+/// Linux 4.6, or no TCP socket).
+#[must_use]
+pub fn tcp_progress(socket: &impl AsFd) -> Option<TcpProgress> {
+    let mut info = [0_u8; TCP_INFO_SIZE];
+    let mut len = libc::socklen_t::try_from(info.len()).ok()?;
+    #[expect(unsafe_code, reason = "TCP_INFO has no safe wrapper")]
+    // SAFETY: the descriptor is open for the call's length, being borrowed; `info` is valid for
+    // writes of `len` bytes, and the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let len = usize::try_from(len).ok().filter(|_| result == 0)?;
+    let info = info.get(..len)?;
+    let acked = u64::from_ne_bytes(*info.get(TCP_INFO_BYTES_ACKED..)?.first_chunk()?);
+    let word = |at: usize| Some(u32::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+    let outstanding = word(TCP_INFO_UNACKED)? > 0 || word(TCP_INFO_NOTSENT_BYTES)? > 0;
+    Some(TcpProgress { acked, outstanding })
+}
+
+/// A second handle to the connection under a session, to ask the kernel about it and to end it.
+///
+/// The connection is only closed when both handles are; [`SessionSocket::shut_down`] ends it at
+/// once.
+#[derive(Debug)]
+pub struct SessionSocket(OwnedFd);
+
+impl SessionSocket {
+    /// Makes the second handle.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
+    pub fn new(connection: &impl AsFd) -> io::Result<Self> {
+        connection.as_fd().try_clone_to_owned().map(Self)
+    }
+
+    /// How far the connection has got, where the kernel says.
+    #[must_use]
+    pub fn progress(&self) -> Option<TcpProgress> {
+        tcp_progress(&self.0)
+    }
+
+    /// Waits for the peer's end of a connection whose own end has been sent, and throws away what
+    /// still comes.
+    ///
+    /// A socket that is closed with bytes unread, or is sent more afterwards, is reset, and that
+    /// can cost the peer what was sent to it last: the reason for the end.
+    pub async fn linger(&self) {
+        let again = self.0.try_clone().map(std::net::TcpStream::from);
+        let Ok(mut connection) = again.and_then(TcpStream::from_std) else {
+            return;
+        };
+        let mut scrap = [0; SCRAP_LEN];
+        while connection.read(&mut scrap).await.is_ok_and(|n| n > 0) {}
+    }
+
+    /// Ends the connection both ways; its other handle sees the end.
+    pub fn shut_down(&self) {
+        // Fails only when the connection has ended already.
+        let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
+    }
+}
+
+/// What may wait unsent in the kernel of a session's connection: at 2 Mbit/s it delays a ping by
+/// half a second at most, and it is ample for a fast link, whose buffer empties quickly.
+const NOT_SENT_LOW_WATER: u32 = 128 * 1024;
+
+/// A relayed connection whose peer is gone is found within 5 + 3 * 5 s.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// On the stack, for a moment.
+const SCRAP_LEN: usize = 4 * 1024;
+
+/// Places in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end: after
+/// 8 bytes of flags come 24 words, of which `tcpi_unacked` is the fifth, then two 64-bit pacing
+/// rates, `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
+const TCP_INFO_UNACKED: usize = 24;
+const TCP_INFO_BYTES_ACKED: usize = 120;
+const TCP_INFO_NOTSENT_BYTES: usize = 144;
+const TCP_INFO_SIZE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn acknowledged_bytes_grow_with_what_the_peer_has() {
+        let (mut near, mut far) = pair().await;
+        let before = tcp_progress(&near).unwrap().acked;
+
+        near.write_all(&[7; 4096]).await.unwrap();
+        far.read_exact(&mut [0; 4096]).await.unwrap();
+        far.write_all(b"x").await.unwrap();
+        near.read_exact(&mut [0; 1]).await.unwrap();
+
+        let after = tcp_progress(&near).unwrap();
+        assert_eq!((after.acked - before, after.outstanding), (4096, false));
+    }
+
+    #[tokio::test]
+    async fn what_a_stopped_peer_has_no_room_for_is_outstanding() {
+        let (near, _far) = pair().await;
+        while near.try_write(&[7; 65536]).is_ok() {}
+        assert!(tcp_progress(&near).unwrap().outstanding);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_seen_without_reading_and_a_half_close_is_none() {
+        let (near, mut far) = pair().await;
+        assert_eq!(hang_up(&near), HangUp::No);
+        far.shutdown().await.unwrap();
+        assert_eq!(hang_up(&near), HangUp::No);
+
+        reset_on_close(&far).unwrap();
+        drop(far);
+
+        // Loopback delivers in the sender's context.
+        assert_eq!(hang_up(&near), HangUp::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_lingers_costs_its_peer_nothing() {
+        let (mut near, mut far) = pair().await;
+        let session = SessionSocket::new(&near).unwrap();
+        near.write_all(b"the reason").await.unwrap();
+        near.shutdown().await.unwrap();
+        drop(near);
+
+        let told = async {
+            // More than the kernel keeps for a socket that nobody reads.
+            far.write_all(&vec![7; 16 << 20]).await?;
+            let mut reason = String::new();
+            far.read_to_string(&mut reason).await?;
+            drop(far);
+            io::Result::Ok(reason)
+        };
+        let ((), told) = tokio::join!(session.linger(), told);
+
+        assert_eq!(told.unwrap(), "the reason");
+    }
+
+    #[tokio::test]
+    async fn options_are_accepted_by_the_kernel() {
+        let (near, _far) = pair().await;
+        prepare_session(&near).unwrap();
+        prepare_relayed(&near).unwrap();
+        assert!(SockRef::from(&near).tcp_nodelay().unwrap());
+    }
+}

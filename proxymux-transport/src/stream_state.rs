@@ -1,0 +1,304 @@
+//! What the layers of a session know of its streams together.
+//!
+//! Owns, per stream, the count of frames that wait in it and whether it was given up; and for
+//! all streams of a session the table by id. The carrier counts frames in, the stream counts
+//! them out, the session code reports aborts, and none of them holds the others.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Waker,
+};
+
+use futures_util::task::AtomicWaker;
+use proxymux_proto::AbortCode;
+
+/// The streams of one session by the multiplexer's id.
+#[derive(Debug)]
+pub(crate) struct StreamTable {
+    streams: Mutex<Streams>,
+    max_early_aborts: usize,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    by_id: HashMap<u32, Arc<StreamShared>>,
+    /// Aborts of streams that are not there: most have ended, but some may be yet to come.
+    early_aborts: VecDeque<(u32, AbortCode)>,
+    session_gone: bool,
+}
+
+/// Shared state of one stream.
+#[derive(Debug, Default)]
+pub(crate) struct StreamShared {
+    /// Frames with a body that have arrived and have not been read; [`OVERFLOWED`] for good
+    /// once they were too many.
+    frames_waiting: AtomicU32,
+    /// 0, or an end as a number: see [`StreamEnd::to_number`].
+    end: AtomicU32,
+    waker: AtomicWaker,
+}
+
+/// How a stream was ended from outside of itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum StreamEnd {
+    Aborted(AbortCode),
+    SessionGone,
+}
+
+impl StreamTable {
+    /// An abort goes by the control stream and may overtake the first frame of the stream that
+    /// it is about. `max_early_aborts` of those are remembered, the newest. The end that opens
+    /// the streams needs none.
+    pub(crate) fn new(max_early_aborts: usize) -> Self {
+        Self {
+            streams: Mutex::default(),
+            max_early_aborts,
+        }
+    }
+
+    /// The state of a stream, made on the first call.
+    pub(crate) fn get_or_add(&self, id: u32) -> Arc<StreamShared> {
+        let mut streams = self.lock();
+        if let Some(stream) = streams.by_id.get(&id) {
+            return Arc::clone(stream);
+        }
+        let stream = Arc::new(StreamShared::default());
+        if let Some(code) = streams.take_early_abort(id) {
+            stream.end(StreamEnd::Aborted(code));
+        }
+        if streams.session_gone {
+            stream.end(StreamEnd::SessionGone);
+        }
+        streams.by_id.insert(id, Arc::clone(&stream));
+        stream
+    }
+
+    /// The state of a stream that is still there.
+    pub(crate) fn find(&self, id: u32) -> Option<Arc<StreamShared>> {
+        self.lock().by_id.get(&id).cloned()
+    }
+
+    /// Ends a stream that the peer gave up.
+    pub(crate) fn abort(&self, id: u32, code: AbortCode) {
+        let mut streams = self.lock();
+        match streams.by_id.get(&id).cloned() {
+            Some(stream) => {
+                drop(streams);
+                stream.end(StreamEnd::Aborted(code));
+            }
+            None if self.max_early_aborts > 0 => {
+                if streams.early_aborts.len() >= self.max_early_aborts {
+                    streams.early_aborts.pop_front();
+                }
+                streams.early_aborts.push_back((id, code));
+            }
+            None => {}
+        }
+    }
+
+    /// Forgets a stream; frames that still come for it are the multiplexer's to ignore.
+    pub(crate) fn forget(&self, id: u32) {
+        self.lock().by_id.remove(&id);
+    }
+
+    /// Ends every stream, those that are added later too.
+    pub(crate) fn end_all(&self) {
+        let streams: Vec<_> = {
+            let mut streams = self.lock();
+            streams.session_gone = true;
+            streams.by_id.values().cloned().collect()
+        };
+        // Ending wakes, and what a wake-up does is none of this table's business.
+        for stream in streams {
+            stream.end(StreamEnd::SessionGone);
+        }
+    }
+
+    /// As [`StreamTable::end_all`], for good: the table is not needed any more.
+    pub(crate) fn close(&self) {
+        self.end_all();
+        self.lock().by_id.clear();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        // Nothing in here leaves the table half-changed on a panic.
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Streams {
+    fn take_early_abort(&mut self, id: u32) -> Option<AbortCode> {
+        let at = self.early_aborts.iter().position(|(early, _)| *early == id);
+        at.and_then(|at| self.early_aborts.remove(at))
+            .map(|(_, code)| code)
+    }
+}
+
+impl StreamShared {
+    /// Counts a frame that arrives; false if it is one too many and to be thrown away.
+    ///
+    /// The first that is too many ends the stream. Its owner then drops it, which tells the peer.
+    pub(crate) fn admit_frame(&self) -> bool {
+        let waiting = self.frames_waiting.load(Ordering::Relaxed);
+        if waiting == OVERFLOWED {
+            return false;
+        }
+        // Only the driver's task adds, so a plain addition loses nothing.
+        if waiting < MAX_FRAMES_WAITING {
+            self.frames_waiting.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        self.frames_waiting.store(OVERFLOWED, Ordering::Relaxed);
+        self.end(StreamEnd::Aborted(AbortCode::Overflow));
+        false
+    }
+
+    /// Counts a frame that has been read.
+    pub(crate) fn frame_read(&self) {
+        let lower = |n| (1..=MAX_FRAMES_WAITING).contains(&n).then(|| n - 1);
+        let _ = self
+            .frames_waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower);
+    }
+
+    /// Ends the stream; the first end stays.
+    pub(crate) fn end(&self, end: StreamEnd) {
+        let number = end.to_number();
+        let _ = self
+            .end
+            .compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire);
+        self.waker.wake();
+    }
+
+    /// The end, if there was one; otherwise `waker` is woken when there is.
+    pub(crate) fn poll_ended(&self, waker: &Waker) -> Option<StreamEnd> {
+        self.waker.register(waker);
+        StreamEnd::from_number(self.end.load(Ordering::Acquire))
+    }
+}
+
+impl StreamEnd {
+    fn to_number(self) -> u32 {
+        match self {
+            Self::SessionGone => u32::MAX,
+            Self::Aborted(code) => ABORTED | u32::from(code.to_wire()),
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        let [code, ..] = number.to_le_bytes();
+        match number {
+            0 => None,
+            u32::MAX => Some(Self::SessionGone),
+            _ => Some(Self::Aborted(AbortCode::from_wire(code))),
+        }
+    }
+}
+
+/// The most frames that may wait in one stream.
+///
+/// A waiting frame costs about 64 bytes besides its payload, so a window of 256 KiB in one-byte
+/// frames would cost 16 MiB. The smallest TLS record that carries anything has 22 bytes, and 26
+/// with our own chunk header, of which 10,082 fill a window: a reader of TLS traffic can be as
+/// slow as it likes without ever reaching this limit.
+pub(crate) const MAX_FRAMES_WAITING: u32 = 10_240;
+
+const OVERFLOWED: u32 = u32::MAX;
+
+const ABORTED: u32 = 1 << 8;
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    fn end_of(stream: &StreamShared) -> Option<StreamEnd> {
+        stream.poll_ended(Waker::noop())
+    }
+
+    #[test]
+    fn the_first_end_stays() {
+        let stream = StreamShared::default();
+        stream.end(StreamEnd::Aborted(AbortCode::Idle));
+        stream.end(StreamEnd::SessionGone);
+        assert_eq!(end_of(&stream), Some(StreamEnd::Aborted(AbortCode::Idle)));
+    }
+
+    #[test]
+    fn every_end_survives_as_a_number() {
+        for code in 0..=u8::MAX {
+            let end = StreamEnd::Aborted(AbortCode::from_wire(code));
+            assert_eq!(StreamEnd::from_number(end.to_number()), Some(end));
+        }
+        let gone = StreamEnd::SessionGone;
+        assert_eq!(StreamEnd::from_number(gone.to_number()), Some(gone));
+        assert_eq!(StreamEnd::from_number(0), None);
+    }
+
+    #[test]
+    fn a_stream_added_after_the_session_ended_has_ended() {
+        let table = StreamTable::new(0);
+        table.end_all();
+        assert_eq!(end_of(&table.get_or_add(2)), Some(StreamEnd::SessionGone));
+    }
+
+    #[test]
+    fn an_abort_that_overtakes_its_stream_ends_it_once() {
+        let table = StreamTable::new(2);
+        table.abort(4, AbortCode::Cancelled);
+
+        let stream = table.get_or_add(4);
+
+        let cancelled = StreamEnd::Aborted(AbortCode::Cancelled);
+        assert_eq!(end_of(&stream), Some(cancelled));
+        table.forget(4);
+        assert_eq!(end_of(&table.get_or_add(4)), None);
+    }
+
+    #[test]
+    fn early_aborts_are_bounded_and_the_newest_stay() {
+        let table = StreamTable::new(2);
+        for id in [2, 4, 6] {
+            table.abort(id, AbortCode::Reset);
+        }
+        assert_eq!(end_of(&table.get_or_add(2)), None);
+        assert!(end_of(&table.get_or_add(4)).is_some());
+        assert!(end_of(&table.get_or_add(6)).is_some());
+        assert_eq!(table.lock().early_aborts.len(), 0);
+    }
+
+    #[test]
+    fn an_end_that_opens_streams_remembers_no_early_aborts() {
+        let table = StreamTable::new(0);
+        table.abort(2, AbortCode::Reset);
+        assert_eq!(end_of(&table.get_or_add(2)), None);
+    }
+
+    #[test]
+    fn frames_are_admitted_up_to_the_limit_and_none_after_it_was_passed() {
+        let stream = StreamShared::default();
+        for _ in 0..MAX_FRAMES_WAITING {
+            assert!(stream.admit_frame());
+        }
+        stream.frame_read();
+        assert!(stream.admit_frame());
+        assert_eq!(end_of(&stream), None);
+
+        assert!(!stream.admit_frame());
+
+        let overflow = StreamEnd::Aborted(AbortCode::Overflow);
+        assert_eq!(end_of(&stream), Some(overflow));
+        stream.frame_read();
+        assert!(!stream.admit_frame());
+    }
+}

@@ -1,0 +1,19 @@
+//! Test support for proxymux: a small cluster to run the daemons in, and the ends around them.
+//!
+//! [`netns`] makes the machines, [`process`] runs daemons on them, [`pki`] issues what a cluster's
+//! CA would; [`apiserver`] and [`kubelet`] are the two ends of the tunnel, [`far_end`] a
+//! target that checks every byte. [`wait`] is how tests wait for something outside.
+//! Never published, and never part of the product.
+
+mod acceptor;
+pub mod apiserver;
+mod body;
+pub mod cluster;
+pub mod far_end;
+pub mod kubelet;
+pub mod netns;
+pub mod pattern;
+pub mod pki;
+pub mod process;
+mod tls;
+pub mod wait;

@@ -1,0 +1,62 @@
+//! What all parts of the running agent share.
+//!
+//! Owns nothing that changes by itself: configuration, the run's random id, the rules for
+//! targets, and the tokens that end it. `app.rs` makes it, every session and stream reads it.
+
+use std::{sync::Arc, time::Duration};
+
+use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
+use proxymux_transport::shutdown::Shutdown;
+
+use crate::{config::Config, masters::HeldMasters, target::TargetPolicy};
+
+/// The shared state of one run of the agent.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) config: Config,
+    pub(crate) instance: InstanceId,
+    pub(crate) policy: TargetPolicy,
+    pub(crate) masters: Arc<HeldMasters>,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Agent {
+    pub(crate) fn new(config: Config, shutdown: Shutdown) -> Arc<Self> {
+        let mut id = [0; 16];
+        // Not a secret: it only has to differ from other runs.
+        fastrand::fill(&mut id);
+        Arc::new(Self {
+            policy: TargetPolicy::new(&config),
+            config,
+            instance: InstanceId::from_bytes(id),
+            masters: HeldMasters::new(),
+            shutdown,
+        })
+    }
+
+    /// What a master is told of this node.
+    pub(crate) fn registration(&self) -> Registration {
+        let config = &self.config;
+        Registration {
+            version: PROTOCOL_VERSION,
+            node: config.node_name.clone(),
+            instance: self.instance,
+            addresses: config.claimed_addresses(),
+            kubelet: config
+                .bind_addr
+                .or(config.private_ip_address)
+                .map(|ip| (ip, config.kubelet_addr.port()).into()),
+            allow: config.allow.clone(),
+            cluster_id: config.cluster_id.clone(),
+            node_id: config.node_id.clone(),
+            software: concat!("proxymux-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+            labels: config.labels.clone(),
+            held_masters: self.masters.list(),
+        }
+    }
+
+    /// How long open streams may go on when this agent is told to stop.
+    pub(crate) fn drain_deadline(&self) -> Duration {
+        self.config.drain_deadline
+    }
+}

@@ -1,0 +1,92 @@
+//! The agent as a whole: what is started in which order, and how it ends.
+//!
+//! Owns the wiring; it is the one place that knows every part. Read [`run`].
+
+use proxymux_transport::{
+    config_file::{Warning, values::Choice as _},
+    limits::raise_open_files,
+    shutdown::Shutdown,
+    telemetry::chain,
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    agent::Agent,
+    config::{Config, Guard, Mode},
+    link,
+};
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration insists on eBPF.
+    #[error("mode `ebpf`: this version has no eBPF support yet; set `mode: auto` or `userspace`")]
+    NoEbpf,
+    /// The configuration wants the kubelet's port guarded.
+    #[error("guard `{0}`: this version has no eBPF support yet; set `guard: off`")]
+    NoGuard(&'static str),
+    /// Streams were cut off because nobody wanted to wait for them.
+    #[error("ended at once by a second signal")]
+    Forced,
+    /// The signal handlers cannot be installed.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the agent until it is told to end, and through its drain.
+///
+/// # Errors
+///
+/// When it cannot start, or a second signal ended it before its drain was over. Everything else
+/// that can go wrong later is logged, and tried again.
+pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
+    let shutdown = Shutdown::on_signals().map_err(AppError::Signals)?;
+    for warning in warnings {
+        tracing::warn!(reason = %warning, "configuration");
+    }
+    tracing::info!(
+        open_files = raise_open_files(),
+        version = env!("CARGO_PKG_VERSION"),
+        settings = %config.settings(),
+        "agent starts"
+    );
+    choose_mode(&config)?;
+    let agent = Agent::new(config, shutdown.clone());
+    let links = TaskTracker::new();
+    for server in agent.config.server_addrs.clone() {
+        links.spawn(link::run(agent.clone(), server));
+    }
+    links.close();
+    links.wait().await;
+    if shutdown.force.is_cancelled() {
+        return Err(AppError::Forced);
+    }
+    tracing::info!("agent ends");
+    Ok(())
+}
+
+/// Says which mode is in force and why, or that the one configured cannot be had.
+fn choose_mode(config: &Config) -> Result<(), AppError> {
+    match config.mode {
+        Mode::Ebpf => return Err(AppError::NoEbpf),
+        Mode::Auto => tracing::info!(
+            mode = "userspace",
+            reason = "this version has no eBPF support yet",
+            "mode chosen"
+        ),
+        Mode::Userspace => tracing::info!(mode = "userspace", reason = "configured", "mode chosen"),
+    }
+    if config.guard == Guard::Off {
+        Ok(())
+    } else {
+        Err(AppError::NoGuard(config.guard.word()))
+    }
+}
+
+impl AppError {
+    /// The error and its causes on one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        chain(self)
+    }
+}

@@ -1,0 +1,13 @@
+//! The proxymux agent: the daemon on each node.
+//!
+//! It keeps sessions with the masters, dials this node's kubelet when a master asks, and relays.
+//! Start with `app` for the wiring, `session` for the life of a session.
+
+mod agent;
+pub mod app;
+pub mod config;
+pub mod discovery;
+mod link;
+mod masters;
+mod session;
+mod target;

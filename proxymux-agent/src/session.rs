@@ -1,0 +1,224 @@
+//! Sessions with one master: establishing, running, and doing so again.
+//!
+//! Owns the life of a [`Worker`], which holds at most one session that takes new streams, and
+//! beside it sessions that are only finishing their old ones. Leaves the choice of addresses to
+//! `link.rs`, the life of one session to `session/run.rs` and that of a stream to
+//! `session/serve.rs`.
+//! A master that cannot be reached is logged when that begins and when its reason changes, not
+//! once per attempt.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use proxymux_proto::{EndCode, Registered, SessionEnd};
+use proxymux_transport::telemetry::{chain, millis};
+use tokio::sync::oneshot;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use self::backoff::Backoff;
+use self::{
+    backoff::up_to,
+    establish::{EstablishError, Established, establish},
+    run::{Session, log_addresses},
+};
+use crate::{agent::Agent, config::ServerAddr};
+
+mod backoff;
+mod establish;
+mod run;
+mod serve;
+
+/// Keeps a session with the master at one address.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    agent: Arc<Agent>,
+    server: ServerAddr,
+    at: SocketAddr,
+    /// Only dials while fewer than so many different masters are held.
+    only_below: usize,
+    /// Cancelled when the address is no longer one of the master's.
+    retired: CancellationToken,
+    /// Sessions, the finishing ones among them.
+    sessions: TaskTracker,
+    backoff: Backoff,
+    trouble: Option<String>,
+}
+
+/// A session that no longer takes new streams, so that the worker may go on.
+#[derive(Debug)]
+struct Released {
+    pause: Pause,
+    lived: Duration,
+}
+
+/// When to dial next.
+#[derive(Clone, Copy, Debug)]
+enum Pause {
+    /// As the backoff says.
+    Backoff,
+    /// No sooner than this, and with jitter.
+    Asked(Duration),
+}
+
+impl Worker {
+    pub(crate) fn new(
+        agent: Arc<Agent>,
+        server: ServerAddr,
+        at: SocketAddr,
+        only_below: usize,
+        retired: CancellationToken,
+    ) -> Self {
+        Self {
+            agent,
+            server,
+            at,
+            only_below,
+            retired,
+            sessions: TaskTracker::new(),
+            backoff: Backoff::default(),
+            trouble: None,
+        }
+    }
+
+    /// Keeps a session until the agent drains or the address is gone, then lets sessions finish.
+    pub(crate) async fn run(mut self) {
+        let drain = self.agent.shutdown.drain.clone();
+        let retired = self.retired.clone();
+        tokio::select! {
+            () = self.keep_dialling() => {}
+            () = drain.cancelled() => {}
+            () = retired.cancelled() => {}
+        }
+        self.sessions.close();
+        self.sessions.wait().await;
+    }
+
+    async fn keep_dialling(&mut self) {
+        loop {
+            self.agent.masters.fewer_than(self.only_below).await;
+            let mut changes = self.agent.masters.changes();
+            let pause = match establish(&self.agent, &self.server, self.at).await {
+                Ok(established) => {
+                    let released = self.run_session(established).await;
+                    if released.lived >= SETTLED {
+                        self.backoff.reset();
+                    }
+                    self.length_of(released.pause)
+                }
+                Err(error) => {
+                    let pause = self.length_of(pause_after(&error));
+                    self.report(&error, pause);
+                    if is_already_connected(&error) && self.has_enough_masters() {
+                        // Another way to the same master. It is of use when that session is gone.
+                        let again = FORGET_KNOWN + up_to(FORGET_KNOWN);
+                        let _ = tokio::time::timeout(again, changes.changed()).await;
+                    }
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn has_enough_masters(&self) -> bool {
+        let expected = self.agent.config.expect_masters.get();
+        usize::try_from(expected).is_ok_and(|expected| self.agent.masters.count() >= expected)
+    }
+
+    /// Runs a session in a task of its own and waits until it takes no new streams.
+    async fn run_session(&mut self, established: Established) -> Released {
+        self.log_up(&established.registered, established.local);
+        let (release, released) = oneshot::channel();
+        let session = Session::new(Arc::clone(&self.agent), self.at, established, release);
+        self.sessions.spawn(session.run());
+        // A session's task that panicked has released nothing: dial again.
+        released.await.unwrap_or(Released {
+            pause: Pause::Backoff,
+            lived: Duration::ZERO,
+        })
+    }
+
+    fn log_up(&mut self, registered: &Registered, local: SocketAddr) {
+        self.trouble = None;
+        tracing::info!(
+            master = %self.at,
+            master.id = %registered.master,
+            local = %local,
+            max_streams = registered.max_streams,
+            "session up"
+        );
+        log_addresses(self.at, &registered.addresses);
+    }
+
+    fn length_of(&mut self, pause: Pause) -> Duration {
+        match pause {
+            Pause::Backoff => self.backoff.next(),
+            Pause::Asked(least) => least + up_to(least),
+        }
+    }
+
+    /// Logs a failure if it is news.
+    fn report(&mut self, error: &EstablishError, pause: Duration) {
+        let (text, retry_in_ms) = (chain(error), millis(pause));
+        let trouble = match error {
+            // Its text may name ports, which are others at each attempt.
+            EstablishError::Rejected(end) => end.code.as_str().to_owned(),
+            _ => text.clone(),
+        };
+        if self.trouble.as_ref() == Some(&trouble) {
+            tracing::debug!(master = %self.at, error = text, retry_in_ms, "still no session");
+            return;
+        }
+        match error {
+            EstablishError::Waiting(reason) => {
+                tracing::warn!(master = %self.at, reason, retry_in_ms, "not ready to connect");
+            }
+            error if is_already_connected(error) => {
+                tracing::debug!(master = %self.at, retry_in_ms, "already connected to this master");
+            }
+            EstablishError::Rejected(SessionEnd {
+                code: code @ (EndCode::Busy | EndCode::ShuttingDown),
+                message,
+                ..
+            }) => {
+                let (code, reason) = (code.as_str(), message);
+                tracing::warn!(master = %self.at, code, reason, retry_in_ms, "no session");
+            }
+            EstablishError::Rejected(end) => tracing::error!(
+                master = %self.at,
+                code = end.code.as_str(),
+                reason = end.message,
+                retry_in_ms,
+                "registration refused"
+            ),
+            _ => tracing::warn!(master = %self.at, error = text, retry_in_ms, "no session"),
+        }
+        self.trouble = Some(trouble);
+    }
+}
+
+fn is_already_connected(error: &EstablishError) -> bool {
+    matches!(error, EstablishError::Rejected(end) if end.code == EndCode::AlreadyConnected)
+}
+
+fn pause_after(error: &EstablishError) -> Pause {
+    match error {
+        // Looking at files again disturbs nobody.
+        EstablishError::Waiting(_) | EstablishError::Credentials(_) | EstablishError::Roots(_) => {
+            Pause::Asked(LOOK_AGAIN)
+        }
+        EstablishError::Rejected(SessionEnd {
+            retry_after: Some(pause),
+            ..
+        }) => Pause::Asked(*pause),
+        _ => Pause::Backoff,
+    }
+}
+
+/// A session that lasted so long was no part of a series of failures.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// How long an address is taken to lead to a master that another address leads to as well.
+const FORGET_KNOWN: Duration = Duration::from_secs(300);
+
+/// How often a file that is not there yet is looked for, at least.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);

@@ -1,0 +1,211 @@
+//! From nothing to a registered session: certificates, TCP, TLS, multiplexer, registration.
+//!
+//! Owns the order of these steps and the limit of each, and says in words which of them failed.
+//! Trying again is `session.rs`.
+
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use proxymux_proto::{ControlMessage, Registered, SessionEnd};
+use proxymux_transport::{
+    control::{ControlError, ControlStream},
+    credentials::{Credentials, CredentialsError, Roots, load_roots},
+    mux::{self, Incoming, MuxLimits, OpenError, Role, SessionFault},
+    session::{Event, SessionCore, SessionOver},
+    socket::{self, SessionSocket},
+    tls::{self, TlsError, TlsFault, describe_io_error},
+};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::Instant,
+};
+
+use crate::{
+    agent::Agent,
+    config::ServerAddr,
+    discovery::{self, Discovery, DiscoveryError},
+};
+
+/// A session that the master has accepted.
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) core: SessionCore,
+    pub(crate) incoming: Incoming,
+    pub(crate) registered: Registered,
+    pub(crate) local: SocketAddr,
+}
+
+/// Which step failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EstablishError {
+    #[error("{0}")]
+    Waiting(String),
+    #[error(transparent)]
+    Credentials(DiscoveryError),
+    #[error("no usable CA")]
+    Roots(#[source] CredentialsError),
+    #[error("cannot look for certificates")]
+    Blocking(#[source] tokio::task::JoinError),
+    #[error("cannot connect from {from}")]
+    Bind {
+        from: std::net::IpAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    #[error("cannot connect: no answer within {} s", .0.as_secs())]
+    ConnectTimedOut(Duration),
+    #[error("cannot set up the connection")]
+    Socket(#[source] io::Error),
+    #[error(transparent)]
+    Tls(TlsError),
+    /// As [`TlsError`] has it, but from the first answer after our side of the handshake.
+    #[error("TLS handshake with the master failed")]
+    TlsAfterwards(#[source] TlsFault),
+    #[error("session ended before it was accepted")]
+    Over(#[source] SessionOver),
+    #[error("cannot open the control stream")]
+    Open(#[source] OpenError),
+    #[error("cannot send the registration")]
+    Send(#[source] ControlError),
+    #[error("master refused the registration ({}): {}", .0.code.as_str(), .0.message)]
+    Rejected(SessionEnd),
+    #[error("master speaks version {seen} of the protocol, this agent {ours}")]
+    Version { seen: u32, ours: u32 },
+    #[error("master sent `{0}` before it answered the registration")]
+    Unexpected(&'static str),
+    #[error("master did not answer the registration within {} s", .0.as_secs())]
+    NotAnswered(Duration),
+}
+
+/// Establishes a session with the master at `at`, which must have the certificate of `server`.
+///
+/// # Errors
+///
+/// Says which step failed. Each has a limit, so that this always ends.
+pub(crate) async fn establish(
+    agent: &Agent,
+    server: &ServerAddr,
+    at: SocketAddr,
+) -> Result<Established, EstablishError> {
+    let (credentials, roots) = read_certificates(agent).await?;
+    let connection = connect(agent, at).await?;
+    socket::prepare_session(&connection).map_err(EstablishError::Socket)?;
+    let session_socket = SessionSocket::new(&connection).map_err(EstablishError::Socket)?;
+    let local = connection.local_addr().map_err(EstablishError::Socket)?;
+
+    let config = tls::agent_config(&credentials, &roots);
+    let name = agent.config.expected_name(server).clone();
+    let deadline = Instant::now() + HANDSHAKE_LIMIT;
+    let secured = tls::connect(connection, config, name, deadline)
+        .await
+        .map_err(EstablishError::Tls)?;
+
+    let limits = MuxLimits {
+        max_streams: MAX_STREAMS,
+        max_pending: 1,
+        // The agent opens the control stream only: its own ids never wear out.
+        worn_out_at: u32::MAX,
+    };
+    let (mux, incoming, driver) = mux::start(secured.stream, Role::Agent, limits);
+    let driver = proxymux_transport::session::drive(driver);
+    let control = mux.open().await.map_err(EstablishError::Open)?;
+    let mut core = SessionCore::new(mux, ControlStream::new(control), session_socket, driver);
+    let register = ControlMessage::Register(agent.registration());
+    core.send(&register).map_err(EstablishError::Send)?;
+    let registered = tokio::time::timeout(REGISTRATION_LIMIT, answer(&mut core))
+        .await
+        .map_err(|_| EstablishError::NotAnswered(REGISTRATION_LIMIT))??;
+    Ok(Established {
+        core,
+        incoming,
+        registered,
+        local,
+    })
+}
+
+async fn answer(core: &mut SessionCore) -> Result<Registered, EstablishError> {
+    loop {
+        match core.next().await {
+            Event::Message(ControlMessage::Registered(registered)) => {
+                let (seen, ours) = (registered.version, proxymux_proto::PROTOCOL_VERSION);
+                if seen != ours {
+                    return Err(EstablishError::Version { seen, ours });
+                }
+                return Ok(registered);
+            }
+            Event::Message(ControlMessage::End(end)) => return Err(EstablishError::Rejected(end)),
+            Event::Message(other) => return Err(EstablishError::Unexpected(other.name())),
+            Event::Over(over) => return Err(explain(over)),
+            Event::Pong(_) | Event::WornOut => {}
+        }
+    }
+}
+
+/// With TLS 1.3 the agent learns only here that the master has refused its certificate.
+fn explain(over: SessionOver) -> EstablishError {
+    let fault = match &over {
+        SessionOver::Fault(SessionFault::Io(error)) => describe_io_error(error),
+        _ => None,
+    };
+    match fault {
+        Some(fault) => EstablishError::TlsAfterwards(fault),
+        None => EstablishError::Over(over),
+    }
+}
+
+async fn read_certificates(agent: &Agent) -> Result<(Credentials, Roots), EstablishError> {
+    let identity = agent.config.client_identity.clone();
+    let ca_file: PathBuf = agent.config.ca_file.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let roots = match load_roots(&ca_file) {
+            Ok(roots) => roots,
+            Err(error) if error.is_missing() => {
+                return Err(EstablishError::Waiting(format!(
+                    "waiting for the CA: {error}"
+                )));
+            }
+            Err(error) => return Err(EstablishError::Roots(error)),
+        };
+        match discovery::discover(&identity).map_err(EstablishError::Credentials)? {
+            Discovery::Found(credentials) => Ok((credentials, roots)),
+            Discovery::Waiting { message } => Err(EstablishError::Waiting(message)),
+        }
+    });
+    read.await.map_err(EstablishError::Blocking)?
+}
+
+async fn connect(agent: &Agent, at: SocketAddr) -> Result<TcpStream, EstablishError> {
+    let socket = if at.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
+    let socket = socket.map_err(EstablishError::Socket)?;
+    // A master of the other family is reached from whatever address the kernel chooses.
+    let from = agent
+        .config
+        .bind_addr
+        .filter(|from| from.is_ipv4() == at.is_ipv4());
+    if let Some(from) = from {
+        socket
+            .bind((from, 0).into())
+            .map_err(|source| EstablishError::Bind { from, source })?;
+    }
+    tokio::time::timeout(CONNECT_LIMIT, socket.connect(at))
+        .await
+        .map_err(|_| EstablishError::ConnectTimedOut(CONNECT_LIMIT))?
+        .map_err(EstablishError::Connect)
+}
+
+/// The most streams on one session; as many as a master may announce.
+const MAX_STREAMS: usize = proxymux_proto::MAX_STREAMS as usize;
+
+/// Three lost packets on the way to a master that is far away.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// As the master's own limit, which counts from its side.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A master that is busy with a whole fleet's return says so rather than be silent.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(10);

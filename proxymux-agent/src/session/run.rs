@@ -1,0 +1,252 @@
+//! One established session with a master, until it ends.
+//!
+//! Owns its loop: messages of the master, streams to be served, the agent's own wish to end, and
+//! what is still waited for then. Leaves dialling again to the worker, which is told as soon as
+//! the session takes no new streams.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, SessionEnd};
+use proxymux_transport::{
+    mux::Incoming,
+    session::{Event, SessionCore, SessionOver},
+    stream::MessageStream,
+    telemetry::chain,
+};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Pause, Released,
+    establish::Established,
+    serve::{StreamContext, serve},
+};
+use crate::{agent::Agent, masters::HeldGuard};
+
+/// An established session.
+pub(super) struct Session {
+    agent: Arc<Agent>,
+    at: SocketAddr,
+    core: SessionCore,
+    incoming: Incoming,
+    /// There while the session takes new streams.
+    held: Option<HeldGuard>,
+    streams: TaskTracker,
+    cut: CancellationToken,
+    release: Option<oneshot::Sender<Released>>,
+    /// The master has said why the session will end.
+    goodbye: bool,
+    /// The agent has said that it drains.
+    draining: bool,
+    /// When streams that are still open are cut off, or, once they are, no longer waited for.
+    finish_by: Option<Instant>,
+    began: Instant,
+}
+
+/// How a session's loop ended.
+enum Ending {
+    /// The session is gone.
+    Over(SessionOver),
+    /// The session is to be ended, telling the master this.
+    EndHere(SessionEnd),
+}
+
+impl Session {
+    /// A session that takes streams. `release` is told when it no longer does.
+    pub(super) fn new(
+        agent: Arc<Agent>,
+        at: SocketAddr,
+        established: Established,
+        release: oneshot::Sender<Released>,
+    ) -> Self {
+        let held = agent.masters.hold(established.registered.master);
+        Self {
+            agent,
+            at,
+            core: established.core,
+            incoming: established.incoming,
+            held: Some(held),
+            streams: TaskTracker::new(),
+            cut: CancellationToken::new(),
+            release: Some(release),
+            goodbye: false,
+            draining: false,
+            finish_by: None,
+            began: Instant::now(),
+        }
+    }
+
+    /// Serves the master's streams until the session ends.
+    pub(super) async fn run(mut self) {
+        let ending = self.serve_until_done().await;
+        let streams = self.streams.len();
+        self.release(Pause::Backoff);
+        match ending {
+            Ending::Over(over) => {
+                let reason = chain(&over);
+                // Its streams end with it.
+                drop(self.core);
+                if self.goodbye {
+                    tracing::info!(master = %self.at, reason, streams, "session ended");
+                } else {
+                    tracing::warn!(master = %self.at, reason, streams, "session lost");
+                }
+            }
+            Ending::EndHere(end) => {
+                tracing::info!(master = %self.at, reason = end.message, streams, "session ended");
+                self.core.end(end, END_LIMIT).await;
+            }
+        }
+        self.streams.close();
+        self.streams.wait().await;
+    }
+
+    async fn serve_until_done(&mut self) -> Ending {
+        let shutdown = self.agent.shutdown.clone();
+        loop {
+            let finish_by = self.finish_by;
+            let ending = tokio::select! {
+                event = self.core.next() => match event {
+                    Event::Over(over) => Some(Ending::Over(over)),
+                    Event::Message(message) => {
+                        self.take_in(message);
+                        None
+                    }
+                    Event::Pong(_) | Event::WornOut => None,
+                },
+                // Without a stream the driver has ended, and the control stream will say why.
+                Some(stream) = self.incoming.next() => {
+                    self.accept(stream);
+                    None
+                }
+                () = shutdown.drain.cancelled(), if !self.draining => self.drain(),
+                () = all_done(&self.streams), if self.draining => {
+                    Some(shutting_down("all streams have ended"))
+                }
+                () = shutdown.force.cancelled() => Some(shutting_down("agent ends at once")),
+                () = sleep_until(finish_by), if finish_by.is_some() => self.out_of_time(),
+            };
+            if let Some(ending) = ending {
+                return ending;
+            }
+        }
+    }
+
+    fn take_in(&mut self, message: ControlMessage) {
+        match message {
+            ControlMessage::Addresses(addresses) => log_addresses(self.at, &addresses),
+            ControlMessage::Drain(Drain { deadline, reason }) => {
+                tracing::info!(master = %self.at, reason, "master drains the session");
+                self.release(Pause::Backoff);
+                self.finish_within(deadline + GRACE);
+            }
+            ControlMessage::End(end) => {
+                self.log_end(&end);
+                let pause = end.retry_after.map_or(Pause::Backoff, Pause::Asked);
+                self.release(pause);
+                // Streams go on for as long as the master lets them.
+                self.goodbye = true;
+            }
+            other => {
+                tracing::debug!(master = %self.at, kind = other.name(), "message ignored");
+            }
+        }
+    }
+
+    fn log_end(&self, end: &SessionEnd) {
+        let (master, code, reason) = (self.at, end.code.as_str(), &end.message);
+        match end.code {
+            EndCode::Superseded => tracing::error!(
+                %master, code, reason, "another agent with this node's certificate has taken over"
+            ),
+            _ => tracing::info!(%master, code, reason, "master ends the session"),
+        }
+    }
+
+    fn accept(&self, stream: MessageStream) {
+        let context = StreamContext {
+            agent: Arc::clone(&self.agent),
+            master: self.at,
+            cut: self.cut.clone(),
+        };
+        self.streams.spawn(serve(stream, context));
+    }
+
+    /// Tells the master that this agent is ending.
+    fn drain(&mut self) -> Option<Ending> {
+        self.draining = true;
+        self.release(Pause::Backoff);
+        let limit = self.agent.drain_deadline();
+        self.finish_within(limit);
+        let reason = format!("agent of node {} is ending", self.agent.config.node_name);
+        let told = self.core.drain(limit, &reason);
+        told.err()
+            .map(|error| Ending::Over(SessionOver::Control(error)))
+    }
+
+    /// Cuts streams off, and waits a little for the master to be told of each.
+    fn out_of_time(&mut self) -> Option<Ending> {
+        let cut = self.streams.len();
+        if self.cut.is_cancelled() || cut == 0 {
+            return Some(shutting_down("drain is out of time"));
+        }
+        tracing::warn!(master = %self.at, cut, "streams cut off, drain is out of time");
+        self.cut.cancel();
+        self.finish_by = Some(Instant::now() + CUT_LIMIT);
+        None
+    }
+
+    fn finish_within(&mut self, limit: Duration) {
+        let by = Instant::now() + limit;
+        self.finish_by = Some(self.finish_by.map_or(by, |earlier| earlier.min(by)));
+    }
+
+    /// Lets the worker dial again; the first call counts.
+    fn release(&mut self, pause: Pause) {
+        self.held = None;
+        if let Some(release) = self.release.take() {
+            // A worker that has ended needs no word.
+            let _ = release.send(Released {
+                pause,
+                lived: self.began.elapsed(),
+            });
+        }
+    }
+}
+
+/// Says which of the node's addresses a master lets lead to it.
+pub(super) fn log_addresses(master: SocketAddr, addresses: &Addresses) {
+    for address in &addresses.granted {
+        tracing::info!(%master, %address, "address leads to this node");
+    }
+    for refusal in &addresses.refused {
+        let (address, reason) = (refusal.address, &refusal.reason);
+        tracing::warn!(%master, %address, reason, "address does not lead to this node");
+    }
+}
+
+fn shutting_down(reason: &str) -> Ending {
+    Ending::EndHere(SessionEnd::new(EndCode::ShuttingDown, reason))
+}
+
+/// Waits until no stream is left; new ones are refused by then.
+async fn all_done(streams: &TaskTracker) {
+    streams.close();
+    streams.wait().await;
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the master is given beyond its own deadline to close the session itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long streams that are cut off may take to say so.
+const CUT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the last message of a session may take to be sent.
+const END_LIMIT: Duration = Duration::from_secs(2);

@@ -1,0 +1,230 @@
+//! What this agent may dial, and dialling it.
+//!
+//! Owns the rule: this node's kubelet under any of the node's names and addresses, plus what
+//! `allow:` names, and nothing else. The master asks; the node's own configuration decides.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use proxymux_proto::{AllowedRange, Host, NodeName, RefuseCode, TargetAddr};
+use proxymux_transport::socket;
+use tokio::net::TcpStream;
+
+use crate::config::Config;
+
+/// Decides which targets may be dialled, and where each really is.
+#[derive(Debug)]
+pub(crate) struct TargetPolicy {
+    node: NodeName,
+    own_addresses: Vec<IpAddr>,
+    kubelet: SocketAddr,
+    allow: Vec<AllowedRange>,
+}
+
+/// Why a target was not connected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("target {target} is not allowed by the configuration of node {node}")]
+    NotAllowed { target: TargetAddr, node: NodeName },
+    #[error("node {node} cannot connect to {what} at {at}")]
+    Failed {
+        node: NodeName,
+        what: &'static str,
+        at: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("node {node} got no answer from {what} at {at} within {} ms", .limit.as_millis())]
+    TimedOut {
+        node: NodeName,
+        what: &'static str,
+        at: SocketAddr,
+        limit: Duration,
+    },
+}
+
+/// A target that may be dialled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Destination {
+    at: SocketAddr,
+    what: &'static str,
+}
+
+impl TargetPolicy {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut own_addresses = config.claimed_addresses();
+        own_addresses.extend(config.node_name.as_ip());
+        own_addresses.push(config.kubelet_addr.ip());
+        Self {
+            node: config.node_name.clone(),
+            own_addresses,
+            kubelet: config.kubelet_addr,
+            allow: config.allow.clone(),
+        }
+    }
+
+    /// Where `target` is to be dialled.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration does not allow it.
+    pub(crate) fn decide(&self, target: &TargetAddr) -> Result<Destination, DialError> {
+        let is_this_node = match &target.host {
+            Host::Name(name) => *name == self.node,
+            Host::Ip(ip) => self.own_addresses.contains(ip),
+        };
+        if is_this_node && target.port() == self.kubelet.port() {
+            return Ok(Destination {
+                at: self.kubelet,
+                what: "its kubelet",
+            });
+        }
+        target
+            .as_socket_addr()
+            .filter(|at| self.allow.iter().any(|range| covers(range, *at)))
+            .map(|at| Destination { at, what: "target" })
+            .ok_or_else(|| DialError::NotAllowed {
+                target: target.clone(),
+                node: self.node.clone(),
+            })
+    }
+
+    /// Connects to a target that was decided on, within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection does not stand by then.
+    pub(crate) async fn dial(
+        &self,
+        destination: Destination,
+        limit: Duration,
+    ) -> Result<TcpStream, DialError> {
+        let Destination { at, what } = destination;
+        let node = self.node.clone();
+        let connected = match tokio::time::timeout(limit, TcpStream::connect(at)).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                return Err(DialError::TimedOut {
+                    node,
+                    what,
+                    at,
+                    limit,
+                });
+            }
+        };
+        connected
+            .and_then(|connection| socket::prepare_relayed(&connection).map(|()| connection))
+            .map_err(|source| DialError::Failed {
+                node,
+                what,
+                at,
+                source,
+            })
+    }
+}
+
+impl DialError {
+    /// The code under which the master hears of it.
+    pub(crate) fn code(&self) -> RefuseCode {
+        match self {
+            Self::NotAllowed { .. } => RefuseCode::NotAllowed,
+            Self::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                RefuseCode::TimedOut
+            }
+            Self::Failed { .. } => RefuseCode::Unreachable,
+            Self::TimedOut { .. } => RefuseCode::TimedOut,
+        }
+    }
+}
+
+fn covers(range: &AllowedRange, at: SocketAddr) -> bool {
+    range.net.contains(&at.ip()) && range.ports.contains(&at.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "
+node-name: Worker-1
+server-addr: https://192.0.2.10:12250
+private-ip-address: 10.0.10.10
+public-ip-address: 198.51.100.7
+kubelet-addr: 127.0.0.1:10250
+allow: [ { cidr: 10.244.2.0/24, ports: 8000-8999 }, { cidr: 'fd00::/64', ports: 443 } ]
+";
+
+    fn policy() -> TargetPolicy {
+        TargetPolicy::new(&Config::parse(FILE, "test.yaml").unwrap().0)
+    }
+
+    fn decide(target: &str) -> Result<String, String> {
+        policy()
+            .decide(&target.parse().unwrap())
+            .map(|destination| destination.at.to_string())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_kubelet_is_reached_under_every_name_of_the_node() {
+        for target in [
+            "worker-1:10250",
+            "WORKER-1:10250",
+            "10.0.10.10:10250",
+            "198.51.100.7:10250",
+        ] {
+            assert_eq!(decide(target).as_deref(), Ok("127.0.0.1:10250"), "{target}");
+        }
+    }
+
+    #[test]
+    fn allowed_ranges_are_dialled_as_they_are() {
+        assert_eq!(decide("10.244.2.9:8080").as_deref(), Ok("10.244.2.9:8080"));
+        assert_eq!(decide("[fd00::9]:443").as_deref(), Ok("[fd00::9]:443"));
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        for target in [
+            "10.0.10.10:22",
+            "10.0.10.11:10250",
+            "worker-2:10250",
+            "10.244.2.9:80",
+            "10.244.3.9:8080",
+            "[fd00::9]:444",
+        ] {
+            let expected =
+                format!("target {target} is not allowed by the configuration of node worker-1");
+            assert_eq!(decide(target), Err(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_dial_names_node_target_and_cause() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        drop(listener);
+
+        let destination = Destination {
+            at,
+            what: "its kubelet",
+        };
+        let error = policy()
+            .dial(destination, Duration::from_secs(5))
+            .await
+            .unwrap_err();
+
+        assert_eq!(error.code(), RefuseCode::Unreachable);
+        let reason = proxymux_transport::telemetry::chain(&error);
+        let expected = format!("node worker-1 cannot connect to its kubelet at {at}: ");
+        assert!(reason.starts_with(&expected), "{reason}");
+        assert!(
+            reason.ends_with("Connection refused (os error 111)"),
+            "{reason}"
+        );
+        assert_eq!(reason.matches("refused").count(), 1, "{reason}");
+    }
+}

@@ -1,0 +1,245 @@
+//! Where agents come in.
+//!
+//! Owns the listener on the session port and the way of a connection from accept to a
+//! [`Candidate`]: its first byte, TLS, who the certificate says it is. Each step has a limit.
+//! Leaves the registration and all that follows to `session.rs`.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use proxymux_proto::{EndCode, SessionEnd};
+use proxymux_transport::{
+    certificate::{IdentityError, NodeIdentity},
+    mux::{self, MuxLimits, Role, SessionFault},
+    session::{SessionCore, drive},
+    socket::{self, SessionSocket},
+    telemetry::chain,
+    tls::{self, TlsError},
+};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+
+use crate::{
+    half_open::{HalfOpen, HalfOpenGuard},
+    master::Master,
+    session::{self, Candidate, RegistrationError},
+};
+
+/// The listener for agents.
+pub(crate) struct AgentDoor {
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    master: Arc<Master>,
+    half_open: Arc<HalfOpen>,
+    /// Every session's task.
+    sessions: TaskTracker,
+}
+
+/// Why agents cannot come in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    #[error("address {0} for agents is in use by another process; stop it or change `listen`")]
+    InUse(SocketAddr),
+    #[error("cannot listen at {at} for agents")]
+    Failed {
+        at: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a connection did not become a session.
+#[derive(Debug, thiserror::Error)]
+enum ArrivalError {
+    #[error("sent nothing within {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("went away without a word")]
+    Gone,
+    #[error("connection failed")]
+    Io(#[source] io::Error),
+    #[error(transparent)]
+    Tls(TlsError),
+    #[error("certificate is not one of a node")]
+    Identity(#[source] IdentityError),
+    #[error("session ended before the agent had registered")]
+    Over(#[source] SessionFault),
+    #[error("no registration")]
+    Registration(#[source] RegistrationError),
+    #[error("too many half-open connections")]
+    Evicted,
+}
+
+impl AgentDoor {
+    /// Listens at the configured address.
+    pub(crate) async fn bind(
+        master: Arc<Master>,
+        tls: Arc<ServerConfig>,
+        sessions: TaskTracker,
+    ) -> Result<Self, ListenError> {
+        let at = master.config.listen;
+        let listener = TcpListener::bind(at)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => ListenError::InUse(at),
+                _ => ListenError::Failed { at, source },
+            })?;
+        tracing::info!(%at, "listening for agents");
+        Ok(Self {
+            listener,
+            tls,
+            master,
+            half_open: HalfOpen::with_room_for(HALF_OPEN),
+            sessions,
+        })
+    }
+
+    /// Accepts agents until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((connection, peer)) => {
+                    failing = false;
+                    // A listener for both families gives IPv4 addresses in their IPv6 form.
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    self.receive(connection, peer);
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "cannot accept agents, trying on");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn receive(&self, connection: TcpStream, peer: SocketAddr) {
+        let guard = self.half_open.enter(peer.ip());
+        let (tls, master) = (Arc::clone(&self.tls), Arc::clone(&self.master));
+        self.sessions.spawn(async move {
+            match candidate(connection, peer, tls, &master, guard).await {
+                Ok(candidate) => session::run(candidate, master).await,
+                // Scanners and health checks do this all day.
+                Err(error @ ArrivalError::Gone) => tracing::debug!(%peer, %error, "no session"),
+                Err(error) => tracing::warn!(%peer, error = chain(&error), "connection refused"),
+            }
+        });
+    }
+}
+
+async fn candidate(
+    connection: TcpStream,
+    peer: SocketAddr,
+    tls: Arc<ServerConfig>,
+    master: &Master,
+    guard: HalfOpenGuard,
+) -> Result<Candidate, ArrivalError> {
+    tokio::select! {
+        candidate = establish(connection, peer, tls, master) => candidate,
+        () = guard.evicted() => Err(ArrivalError::Evicted),
+    }
+}
+
+async fn establish(
+    connection: TcpStream,
+    peer: SocketAddr,
+    tls: Arc<ServerConfig>,
+    master: &Master,
+) -> Result<Candidate, ArrivalError> {
+    let deadline = Instant::now() + HANDSHAKE_LIMIT;
+    await_first_byte(&connection).await?;
+    socket::prepare_session(&connection).map_err(ArrivalError::Io)?;
+    let session_socket = SessionSocket::new(&connection).map_err(ArrivalError::Io)?;
+    let secured = tls::accept(connection, tls, deadline)
+        .await
+        .map_err(ArrivalError::Tls)?;
+    let identity = NodeIdentity::from_certificate(&secured.peer.certificate);
+
+    let limits = MuxLimits {
+        max_streams: count(master.config.max_streams_per_node.get()),
+        max_pending: count(master.config.max_pending_dials_per_node.get()),
+        worn_out_at: WORN_OUT_AT,
+    };
+    let (mux, mut incoming, driver) = mux::start(secured.stream, Role::Master, limits);
+    // Whoever opens no control stream is not to keep its connection.
+    let mut driver = AbortOnDropHandle::new(drive(driver));
+    let core = match session::control_stream(&mut incoming).await {
+        Ok(control) => Ok(SessionCore::new(
+            mux,
+            control,
+            session_socket,
+            driver.detach(),
+        )),
+        Err(RegistrationError::NoControlStream) => Err(why_over(&mut driver).await),
+        Err(error) => Err(ArrivalError::Registration(error)),
+    };
+    match (identity, core) {
+        (Ok(identity), Ok(core)) => Ok(Candidate {
+            core,
+            incoming,
+            identity,
+            peer,
+        }),
+        (Ok(_), Err(error)) => Err(error),
+        (Err(error), core) => {
+            if let Ok(core) = core {
+                // Its log is to have the reason as well.
+                let end = SessionEnd::new(EndCode::Identity, &error.to_string());
+                core.end(end, END_LIMIT).await;
+            }
+            Err(ArrivalError::Identity(error))
+        }
+    }
+}
+
+/// Why there are no streams any more: the driver, which ends with them, knows.
+async fn why_over(driver: &mut AbortOnDropHandle<SessionFault>) -> ArrivalError {
+    match tokio::time::timeout(END_LIMIT, driver).await {
+        Ok(Ok(fault)) => ArrivalError::Over(fault),
+        Ok(Err(_)) | Err(_) => ArrivalError::Registration(RegistrationError::NoControlStream),
+    }
+}
+
+/// A connection that says nothing costs no handshake.
+async fn await_first_byte(connection: &TcpStream) -> Result<(), ArrivalError> {
+    match tokio::time::timeout(FIRST_BYTE_LIMIT, connection.peek(&mut [0])).await {
+        Err(_) => Err(ArrivalError::Silent(FIRST_BYTE_LIMIT)),
+        Ok(Err(error)) => Err(ArrivalError::Io(error)),
+        Ok(Ok(0)) => Err(ArrivalError::Gone),
+        Ok(Ok(_)) => Ok(()),
+    }
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// A client hello follows the connection's acknowledgement; this is three lost packets.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(2);
+
+/// First byte and handshake together.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the refusal of a peer that is no node may take to be sent, and a session to end.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Half-open connections at once, each some 40 KiB while its handshake runs. A fleet of 5,000
+/// that comes back together with jitter over 30 s has far fewer.
+const HALF_OPEN: usize = 1024;
+
+/// The stream id at which a session is replaced: half of what the multiplexer has.
+const WORN_OUT_AT: u32 = 1 << 30;
+
+/// How long to wait when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

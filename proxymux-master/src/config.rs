@@ -1,0 +1,145 @@
+//! The master's configuration.
+//!
+//! Owns the master's settings: what the file may say (`RawConfig`, in `raw`), what is usable
+//! ([`Config`]), and the road from one to the other (`checked`); and the file of node addresses
+//! that it may name ([`NodeAddressFile`]). Reading YAML and reporting mistakes with their lines
+//! is left to `proxymux_transport::config_file`.
+//!
+//! Unknown keys are refused: the file is written for us, and a misspelt limit is no limit.
+//! `docs/configuration.md` describes every key.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proxymux_proto::TargetAddr;
+use proxymux_transport::config_file::{
+    ConfigError, Document, UnknownKeys, Warning,
+    values::{AdminAddr, AutoOff, Choice as _, EffectiveSettings, LogFormat, show_duration_or_off},
+};
+
+use self::raw::RawConfig;
+pub use self::{
+    node_addresses::NodeAddressFile,
+    values::{FrontDoor, KubeletCertificates, NodeAddresses, Route, Via},
+};
+
+mod checked;
+mod node_addresses;
+mod raw;
+mod values;
+
+/// What the master runs with. Every value is usable; defaults are filled in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where agents come in.
+    pub listen: SocketAddr,
+    /// The certificate shown to agents, and those that it leads through.
+    pub cert: PathBuf,
+    /// The private key of [`Config::cert`].
+    pub key: PathBuf,
+    /// The certificates that an agent's must lead to.
+    pub client_ca: PathBuf,
+    /// The cluster that an agent which has one must have too.
+    pub cluster_id: Option<String>,
+    /// Where kube-apiserver comes in; at least one, no two at the same place.
+    pub front_doors: Vec<FrontDoor>,
+    /// What makes an address lead to a node.
+    pub node_addresses: NodeAddresses,
+    /// What happens to targets that are no node; no two for the same network.
+    pub routes: Vec<Route>,
+    /// Within which time every CONNECT is answered.
+    pub connect_budget: Duration,
+    /// How long a relayed connection may be silent; `None` is for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How long open connections may go on after the master was told to stop.
+    pub drain_deadline: Duration,
+    /// How many connections may be relayed over one session at a time.
+    pub max_streams_per_node: NonZeroU32,
+    /// How many of them may be waiting for the node's answer.
+    pub max_pending_dials_per_node: NonZeroU32,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Whether kube-apiserver checks kubelets' certificates itself.
+    pub kubelet_certificates: KubeletCertificates,
+    /// Whether fast paths may be used.
+    pub fast_path: AutoOff,
+    /// Whether nodes are dialled where that works.
+    pub direct: AutoOff,
+    /// Where agents dial flows, if not where their session goes.
+    pub advertise: Option<TargetAddr>,
+    /// Where administration requests come in.
+    pub admin: AdminAddr,
+}
+
+impl Config {
+    /// Reads the configuration from a file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or parsed, or with all the mistakes in it.
+    pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), ConfigError> {
+        Self::from_document(Document::load(path)?)
+    }
+
+    /// Reads the configuration from text; `file` is the name that mistakes in it will carry.
+    ///
+    /// # Errors
+    ///
+    /// When the text cannot be parsed, or with all the mistakes in it.
+    pub fn parse(text: &str, file: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
+        Self::from_document(Document::parse(text, file)?)
+    }
+
+    fn from_document(document: Document) -> Result<(Self, Vec<Warning>), ConfigError> {
+        document.read(raw::KEYS, UnknownKeys::Refuse, |root, mistakes| {
+            RawConfig::read(root, mistakes).check(mistakes)
+        })
+    }
+
+    /// Every setting as it is in force, by its key, for the log line at start-up.
+    #[must_use]
+    pub fn settings(&self) -> EffectiveSettings {
+        let mut settings = EffectiveSettings::default();
+        settings
+            .add("listen", self.listen)
+            .add("cert", self.cert.display())
+            .add("key", self.key.display())
+            .add("client-ca", self.client_ca.display())
+            .add("cluster-id", self.cluster_id.as_deref().unwrap_or("any"))
+            .add_list("front-doors", &self.front_doors)
+            .add("node-addresses", &self.node_addresses)
+            .add_list("routes", &self.routes)
+            .add(
+                "connect-budget",
+                show_duration_or_off(Some(self.connect_budget)),
+            )
+            .add("idle-timeout", show_duration_or_off(self.idle_timeout))
+            .add(
+                "drain-deadline",
+                show_duration_or_off(Some(self.drain_deadline)),
+            )
+            .add("max-streams-per-node", self.max_streams_per_node)
+            .add(
+                "max-pending-dials-per-node",
+                self.max_pending_dials_per_node,
+            )
+            .add("log-format", self.log_format.word())
+            .add("kubelet-certificates", self.kubelet_certificates.word())
+            .add("fast-path", self.fast_path.word())
+            .add("direct", self.direct.word());
+        match &self.advertise {
+            Some(advertise) => settings.add("advertise", advertise),
+            None => settings.add("advertise", "where the session came in"),
+        };
+        settings.add("admin", &self.admin);
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+//! From what the file says to what the master can use.
+//!
+//! Owns every default, every bound and every rule between keys. It never stops at a mistake: a
+//! `Refused` stands for a value that was already reported, and only at the very end does it
+//! decide.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    time::Duration,
+};
+
+use proxymux_proto::DEFAULT_SESSION_PORT;
+use proxymux_transport::config_file::{
+    Mistakes, Refused, Setting,
+    values::{self, AdminAddr, ValueError},
+};
+
+use super::{
+    Config, FrontDoor, NodeAddresses, Route,
+    raw::{RawConfig, RawFrontDoor, RawNodeAddresses, RawNodeSource, RawRoute},
+    values::{DECLARED, advertise, client_name},
+};
+
+impl RawConfig {
+    /// The settings in force, if there is no mistake in any.
+    pub(super) fn check(&self, m: &mut Mistakes) -> Result<Config, Refused> {
+        let mut taken = Taken::default();
+        let listen = self.listen.or(DEFAULT_LISTEN, m, |text| {
+            let addr = values::listen_addr(text)?;
+            Ok::<_, ValueError>(addr)
+        });
+        if let Ok(listen) = listen {
+            taken.0.push(("listen".to_owned(), Spot::Tcp(listen)));
+        }
+        let admin = self.admin(m, &mut taken);
+        let front_doors = self.front_doors(m, &mut taken);
+        let cert = self.cert.required(m, |text| values::path(text));
+        let key = self.key.required(m, |text| values::path(text));
+        let client_ca = self.client_ca.required(m, |text| values::path(text));
+        let cluster_id = self.cluster_id.optional(m, |text| values::label(text));
+        let node_addresses = self.node_addresses.check(m);
+        let routes = self.routes(m);
+        let connect_budget = self.connect_budget.or(DEFAULT_CONNECT_BUDGET, m, |text| {
+            values::duration(text, &(Duration::from_millis(100)..=Duration::from_mins(1)))
+        });
+        let idle_timeout = self.idle_timeout.or(None, m, |text| {
+            values::duration_or_off(
+                text,
+                &(Duration::from_secs(1)..=Duration::from_hours(24 * 30)),
+            )
+        });
+        let drain_deadline = self.drain_deadline.or(DEFAULT_DRAIN_DEADLINE, m, |text| {
+            values::duration(text, &(Duration::from_secs(1)..=Duration::from_hours(1)))
+        });
+        let max_streams_per_node = self.max_streams_per_node.or(DEFAULT_STREAMS, m, |&number| {
+            values::count(number, MAX_STREAMS)
+        });
+        let max_pending_dials_per_node =
+            self.max_pending_dials_per_node
+                .or(DEFAULT_PENDING_DIALS, m, |&number| {
+                    values::count(number, MAX_PENDING_DIALS)
+                });
+        let log_format = choice(&self.log_format, m);
+        let kubelet_certificates = choice(&self.kubelet_certificates, m);
+        let fast_path = choice(&self.fast_path, m);
+        let direct = choice(&self.direct, m);
+        let advertise = self.advertise.optional(m, |text| advertise(text));
+        Ok(Config {
+            listen: listen?,
+            cert: cert?,
+            key: key?,
+            client_ca: client_ca?,
+            cluster_id: cluster_id?,
+            front_doors: front_doors?,
+            node_addresses: node_addresses?,
+            routes: routes?,
+            connect_budget: connect_budget?,
+            idle_timeout: idle_timeout?,
+            drain_deadline: drain_deadline?,
+            max_streams_per_node: max_streams_per_node?,
+            max_pending_dials_per_node: max_pending_dials_per_node?,
+            log_format: log_format?,
+            kubelet_certificates: kubelet_certificates?,
+            fast_path: fast_path?,
+            direct: direct?,
+            advertise: advertise?,
+            admin: admin?,
+        })
+    }
+
+    fn admin(&self, m: &mut Mistakes, taken: &mut Taken) -> Result<AdminAddr, Refused> {
+        self.admin
+            .or(AdminAddr::Unix(DEFAULT_ADMIN_SOCKET.into()), m, |text| {
+                let admin = values::admin_addr(text)?;
+                taken.claim(
+                    "admin",
+                    match &admin {
+                        AdminAddr::Tcp(addr) => Spot::Tcp(*addr),
+                        AdminAddr::Unix(path) => Spot::Unix(path.clone()),
+                    },
+                )?;
+                Ok::<_, PlaceError>(admin)
+            })
+    }
+
+    fn front_doors(&self, m: &mut Mistakes, taken: &mut Taken) -> Result<Vec<FrontDoor>, Refused> {
+        let mut index = 0;
+        let doors = self.front_doors.each_setting(m, |item, m| {
+            let name = format!("front-doors[{index}]");
+            index += 1;
+            item.present(m)?.check(item, &name, m, taken)
+        })?;
+        if !doors.is_empty() {
+            return Ok(doors);
+        }
+        if self.front_doors.is_set() {
+            let problem = "must have at least one door; without the key there is the default one";
+            return Err(self.front_doors.refuse(m, problem));
+        }
+        Ok(vec![FrontDoor::Unix {
+            path: DEFAULT_DOOR.into(),
+            mode: DEFAULT_DOOR_MODE,
+        }])
+    }
+
+    fn routes(&self, m: &mut Mistakes) -> Result<Vec<Route>, Refused> {
+        let mut seen = HashSet::new();
+        self.routes.each_setting(m, |item, m| {
+            let raw: &RawRoute = item.present(m)?;
+            let net = raw.cidr.required(m, |text| values::cidr_or_ip(text));
+            let via = raw.via.required(m, |text| values::choice(text));
+            let route = Route {
+                net: net?,
+                via: via?,
+            };
+            if seen.insert(route.net) {
+                Ok(route)
+            } else {
+                Err(raw.cidr.refuse(m, "is listed twice"))
+            }
+        })
+    }
+}
+
+impl RawFrontDoor {
+    fn check(
+        &self,
+        item: &Setting<Self>,
+        name: &str,
+        m: &mut Mistakes,
+        taken: &mut Taken,
+    ) -> Result<FrontDoor, Refused> {
+        match (self.unix.is_set(), self.listen.is_set()) {
+            (true, true) => Err(item.refuse(m, "must have unix or listen, not both")),
+            (false, false) => Err(item.refuse(m, "must have unix or listen")),
+            (true, false) => self.check_unix(name, m, taken),
+            (false, true) => self.check_tcp(name, m, taken),
+        }
+    }
+
+    fn check_unix(
+        &self,
+        name: &str,
+        m: &mut Mistakes,
+        taken: &mut Taken,
+    ) -> Result<FrontDoor, Refused> {
+        let path = self.unix.required(m, |text| {
+            let path = values::socket_path(text)?;
+            taken.claim(name, Spot::Unix(path.clone()))?;
+            Ok::<_, PlaceError>(path)
+        });
+        let mode = self
+            .mode
+            .or(DEFAULT_DOOR_MODE, m, |text| values::unix_mode(text));
+        if matches!(mode, Ok(mode) if mode & WORLD_WRITABLE != 0) {
+            self.mode
+                .warn(m, "lets every process on this host reach every kubelet");
+        }
+        let misplaced = [&self.cert, &self.key, &self.client_ca].map(|setting| {
+            if setting.is_set() {
+                Err(setting.refuse(m, ONLY_TCP))
+            } else {
+                Ok(())
+            }
+        });
+        let names = match self.client_names.is_set() {
+            true => Err(self.client_names.refuse(m, ONLY_TCP)),
+            false => Ok(()),
+        };
+        let [cert, key, client_ca] = misplaced;
+        cert.and(key).and(client_ca).and(names)?;
+        Ok(FrontDoor::Unix {
+            path: path?,
+            mode: mode?,
+        })
+    }
+
+    fn check_tcp(
+        &self,
+        name: &str,
+        m: &mut Mistakes,
+        taken: &mut Taken,
+    ) -> Result<FrontDoor, Refused> {
+        let listen = self.listen.required(m, |text| {
+            let addr = values::listen_addr(text)?;
+            taken.claim(name, Spot::Tcp(addr))?;
+            Ok::<_, PlaceError>(addr)
+        });
+        let cert = self.cert.required(m, |text| values::path(text));
+        let key = self.key.required(m, |text| values::path(text));
+        let client_ca = self.client_ca.required(m, |text| values::path(text));
+        let client_names = self.client_names.each(m, |text| client_name(text));
+        if matches!(&client_names, Ok(names) if names.is_empty()) {
+            let problem = "must name at least one client: whoever comes in reaches every kubelet";
+            return Err(self.client_names.refuse(m, problem));
+        }
+        if self.mode.is_set() {
+            return Err(self
+                .mode
+                .refuse(m, "belongs to a door with unix, this one has listen"));
+        }
+        Ok(FrontDoor::Tcp {
+            listen: listen?,
+            cert: cert?,
+            key: key?,
+            client_ca: client_ca?,
+            client_names: client_names?,
+        })
+    }
+}
+
+impl RawNodeAddresses {
+    fn check(&self, m: &mut Mistakes) -> Result<NodeAddresses, Refused> {
+        match self {
+            Self::Word(word) => word.or(NodeAddresses::Declared, m, |text| match text.as_str() {
+                DECLARED => Ok(NodeAddresses::Declared),
+                _ => Err("must be declared or {file: PATH}"),
+            }),
+            Self::Source(source) => source.present(m)?.check(source, m),
+        }
+    }
+}
+
+impl RawNodeSource {
+    fn check(&self, item: &Setting<Self>, m: &mut Mistakes) -> Result<NodeAddresses, Refused> {
+        let file = self.file.optional(m, |text| values::path(text));
+        if let Some(kubernetes) = self.kubernetes.given() {
+            // What is written is read all the same: it will count in a later version.
+            let _ = kubernetes.kubeconfig.required(m, |text| values::path(text));
+        }
+        self.kubernetes
+            .optional(m, |_| Err::<Infallible, _>(NO_KUBERNETES))?;
+        match file? {
+            Some(path) => Ok(NodeAddresses::File(path)),
+            None => Err(item.refuse(m, "must be declared or {file: PATH}")),
+        }
+    }
+}
+
+/// The places that listeners have so far, each with the key that says so.
+#[derive(Debug, Default)]
+struct Taken(Vec<(String, Spot)>);
+
+#[derive(Debug, PartialEq)]
+enum Spot {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Why a listener cannot be where the file says.
+#[derive(Debug)]
+enum PlaceError {
+    Value(ValueError),
+    Taken { by: String },
+}
+
+impl Taken {
+    /// Takes a place for the listener that `key` describes.
+    fn claim(&mut self, key: &str, spot: Spot) -> Result<(), PlaceError> {
+        if let Some((by, _)) = self.0.iter().find(|(_, other)| other.collides(&spot)) {
+            return Err(PlaceError::Taken { by: by.clone() });
+        }
+        self.0.push((key.to_owned(), spot));
+        Ok(())
+    }
+}
+
+impl Spot {
+    /// Whether the kernel would refuse to have both.
+    fn collides(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix(a), Self::Unix(b)) => a == b,
+            (Self::Tcp(a), Self::Tcp(b)) => {
+                let any = |ip: IpAddr, other: IpAddr| {
+                    ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
+                };
+                let ips = a.ip() == b.ip() || any(a.ip(), b.ip()) || any(b.ip(), a.ip());
+                // Port 0 is a different port each time.
+                a.port() == b.port() && a.port() != 0 && ips
+            }
+            (Self::Tcp(_), Self::Unix(_)) | (Self::Unix(_), Self::Tcp(_)) => false,
+        }
+    }
+}
+
+impl From<ValueError> for PlaceError {
+    fn from(error: ValueError) -> Self {
+        Self::Value(error)
+    }
+}
+
+impl fmt::Display for PlaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(error) => error.fmt(f),
+            Self::Taken { by } => write!(f, "is already taken by {by}"),
+        }
+    }
+}
+
+fn choice<T: values::Choice + Default>(
+    setting: &Setting<String>,
+    m: &mut Mistakes,
+) -> Result<T, Refused> {
+    setting.or(T::default(), m, |text| values::choice(text))
+}
+
+const NO_KUBERNETES: &str = "is not supported by this version, must be declared or {file: PATH}";
+const ONLY_TCP: &str = "belongs to a door with listen, this one has unix";
+
+const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_SESSION_PORT);
+const DEFAULT_DOOR: &str = "/run/proxymux/egress.sock";
+const DEFAULT_ADMIN_SOCKET: &str = "/run/proxymux/master.sock";
+
+/// For the group that kube-apiserver is in, where it does not run as root.
+const DEFAULT_DOOR_MODE: u32 = 0o660;
+const WORLD_WRITABLE: u32 = 0o002;
+
+/// kube-apiserver waits for ever, its user does not.
+const DEFAULT_CONNECT_BUDGET: Duration = Duration::from_secs(8);
+
+/// What Kubernetes gives a pod that is told to stop.
+const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Ten times what a busy node was seen to have.
+const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(1024).expect("1024 is not 0");
+/// With 256 KiB of window each, 4 GiB of a peer's data in flight.
+const MAX_STREAMS: u32 = 16_384;
+
+/// The multiplexer blocks new streams at 256 unacknowledged ones; this stays below.
+const DEFAULT_PENDING_DIALS: NonZeroU32 = NonZeroU32::new(128).expect("128 is not 0");
+const MAX_PENDING_DIALS: u32 = 200;

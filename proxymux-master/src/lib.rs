@@ -1,0 +1,20 @@
+//! The proxymux master: accepts agents' sessions, offers front doors to kube-apiserver, routes.
+//!
+//! Start with `app` for the wiring, `registry` for which node is reached by which session,
+//! `gateway` for what happens to a request, `session` for the life of a session.
+
+mod agents;
+pub mod app;
+mod claims;
+pub mod config;
+mod direct;
+pub mod front_door;
+mod gateway;
+mod half_open;
+mod master;
+mod opening;
+mod registry;
+mod routes;
+mod session;
+#[cfg(test)]
+mod testing;

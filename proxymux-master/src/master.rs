@@ -1,0 +1,39 @@
+//! What all parts of the running master share.
+//!
+//! Owns nothing that changes by itself: configuration, the run's random id, the registry of
+//! nodes, the routes, and the tokens that end it. `app.rs` makes it.
+
+use std::sync::Arc;
+
+use proxymux_proto::InstanceId;
+use proxymux_transport::shutdown::Shutdown;
+use tokio_util::sync::CancellationToken;
+
+use crate::{claims::Policy, config::Config, registry::Registry, routes::Routes, session};
+
+/// The shared state of one run of the master.
+#[derive(Debug)]
+pub(crate) struct Master {
+    pub(crate) config: Config,
+    pub(crate) id: InstanceId,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) routes: Routes,
+    pub(crate) shutdown: Shutdown,
+    /// Cancelled when connections that do not belong to a session are out of time.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Master {
+    pub(crate) fn new(config: Config, policy: Policy, shutdown: Shutdown) -> Arc<Self> {
+        let routes = Routes::new(config.routes.iter().copied());
+        let registry = Registry::new(policy);
+        Arc::new(Self {
+            config,
+            id: session::random_id(),
+            registry,
+            routes,
+            shutdown,
+            cut: CancellationToken::new(),
+        })
+    }
+}

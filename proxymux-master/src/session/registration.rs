@@ -1,0 +1,130 @@
+//! The first message on a session, and whether its sender may come in.
+//!
+//! Owns the wait for the registration and all that forbids it apart from the rules about several
+//! sessions of one node, which are the registry's.
+
+use std::{net::SocketAddr, time::Duration};
+
+use proxymux_proto::{ControlMessage, EndCode, PROTOCOL_VERSION, Registration, SessionEnd};
+use proxymux_transport::{
+    certificate::NodeIdentity,
+    control::ControlStream,
+    mux::Incoming,
+    session::{Event, SessionCore, SessionOver},
+};
+
+use crate::master::Master;
+
+/// A connection whose agent has proven who it is and has not registered yet.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) core: SessionCore,
+    pub(crate) incoming: Incoming,
+    pub(crate) identity: NodeIdentity,
+    pub(crate) peer: SocketAddr,
+}
+
+/// Why a session was not established.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegistrationError {
+    #[error("agent did not register within {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("agent opened no control stream")]
+    NoControlStream,
+    #[error("session ended before the agent had registered")]
+    Over(#[source] SessionOver),
+    #[error("agent sent `{0}` before it registered")]
+    Unexpected(&'static str),
+}
+
+/// Waits for the control stream, which the agent opens first.
+///
+/// # Errors
+///
+/// When it does not come in time.
+pub(crate) async fn control_stream(
+    incoming: &mut Incoming,
+) -> Result<ControlStream, RegistrationError> {
+    let first = tokio::time::timeout(REGISTRATION_LIMIT, incoming.next()).await;
+    match first {
+        Err(_) => Err(RegistrationError::Silent(REGISTRATION_LIMIT)),
+        Ok(None) => Err(RegistrationError::NoControlStream),
+        Ok(Some(stream)) => Ok(ControlStream::new(stream)),
+    }
+}
+
+/// Waits for the registration.
+///
+/// # Errors
+///
+/// When it does not come in time, or something else does.
+pub(super) async fn registration(
+    candidate: &mut Candidate,
+) -> Result<Registration, RegistrationError> {
+    let wait = async {
+        loop {
+            match candidate.core.next().await {
+                Event::Message(ControlMessage::Register(registration)) => return Ok(registration),
+                Event::Message(other) => return Err(RegistrationError::Unexpected(other.name())),
+                Event::Over(over) => return Err(RegistrationError::Over(over)),
+                Event::Pong(_) | Event::WornOut => {}
+            }
+        }
+    };
+    tokio::time::timeout(REGISTRATION_LIMIT, wait)
+        .await
+        .map_err(|_| RegistrationError::Silent(REGISTRATION_LIMIT))?
+}
+
+/// Looks for what forbids a registration, before anything is done about it.
+pub(super) fn objection(
+    registration: &Registration,
+    identity: &NodeIdentity,
+    master: &Master,
+) -> Option<SessionEnd> {
+    let Registration {
+        version,
+        node,
+        instance,
+        cluster_id,
+        held_masters,
+        ..
+    } = registration;
+    if *version != PROTOCOL_VERSION {
+        let text = format!(
+            "agent speaks version {version} of the protocol, this master {PROTOCOL_VERSION}"
+        );
+        return Some(SessionEnd::new(EndCode::Version, &text));
+    }
+    if *node != identity.name {
+        let text = format!(
+            "agent registers as node {node}, its certificate is for node {}",
+            identity.name
+        );
+        return Some(SessionEnd::new(EndCode::Identity, &text));
+    }
+    if let (Some(ours), Some(theirs)) = (&master.config.cluster_id, cluster_id)
+        && ours != theirs
+    {
+        let text = format!("agent is of cluster {theirs}, this master of cluster {ours}");
+        return Some(SessionEnd::new(EndCode::Cluster, &text));
+    }
+    // What the agent believes is not enough: if its session is dead here, this one is needed.
+    if held_masters.contains(&master.id) && master.registry.is_served_by(node, *instance) {
+        let text = format!(
+            "agent already has a session with this master, {}",
+            master.id
+        );
+        return Some(SessionEnd::new(EndCode::AlreadyConnected, &text));
+    }
+    if master.shutdown.drain.is_cancelled() {
+        return Some(SessionEnd::new(
+            EndCode::ShuttingDown,
+            "this master is ending",
+        ));
+    }
+    None
+}
+
+/// The agent sends its registration together with the end of its handshake.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,237 @@
+//! The life of a session, with an agent played by the test: registration, being superseded, and
+//! drains. A stream is played by a token of the session's relays; the clock is paused.
+
+use proxymux_proto::Drain;
+use tokio::time::sleep;
+
+use super::*;
+use crate::{
+    registry::Found,
+    testing::{Agent, NODE, master, registration, run_id, target},
+};
+
+/// The session that takes the node's new streams.
+fn current(master: &Master) -> Arc<SessionHandle> {
+    match master.registry.find(&target("10.0.10.10:10250")) {
+        Found::Session(session) => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn end(message: ControlMessage) -> SessionEnd {
+    match message {
+        ControlMessage::End(end) => end,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_register_is_told_why() {
+    let master = master("cluster-id: cluster-a\n");
+    let _there = Agent::admitted(&master, "worker-7", 7).await;
+    let good = registration(NODE, 1);
+    let mut of_another_version = good.clone();
+    of_another_version.version = 99;
+    let mut of_another_cluster = good.clone();
+    of_another_cluster.cluster_id = Some("cluster-b".to_owned());
+    let mut connected = registration("worker-7", 7);
+    connected.held_masters = vec![master.id];
+    let cases = [
+        (NODE, of_another_version, EndCode::Version),
+        (NODE, of_another_cluster, EndCode::Cluster),
+        ("worker-2", good, EndCode::Identity),
+        ("worker-7", connected, EndCode::AlreadyConnected),
+    ];
+
+    for (certified, registration, code) in cases {
+        let mut agent = Agent::connect(&master, certified, registration).await;
+        assert_eq!(end(agent.message().await).code, code);
+        agent.over().await;
+    }
+    for refused in ["10.0.10.10:10250", "worker-2:10250"] {
+        let found = master.registry.find(&target(refused));
+        assert!(matches!(found, Found::Unknown), "{found:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_let_in_that_believes_in_a_session_which_is_gone() {
+    let master = master("");
+    let mut registration = registration(NODE, 1);
+    registration.held_masters = vec![master.id];
+
+    let mut agent = Agent::connect(&master, NODE, registration).await;
+
+    assert!(matches!(
+        agent.message().await,
+        ControlMessage::Registered(_)
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_live_session_of_another_run_is_told_at_once_and_stays_for_its_streams() {
+    let master = master("");
+    let mut older = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let stream = session.relays.token();
+
+    let mut newer = Agent::admitted(&master, NODE, 2).await;
+
+    let told = end(older.message().await);
+    assert_eq!(told.code, EndCode::Superseded);
+    assert_eq!(told.retry_after, Some(EVICTED_STAY_AWAY));
+    assert_eq!(
+        told.message,
+        "superseded by a session from 192.0.2.2:40000, this one is from 192.0.2.1:40000"
+    );
+    // As long as it takes, here longer than any deadline.
+    let hour = Duration::from_secs(3600);
+    tokio::join!(older.idle(hour), newer.idle(hour));
+    assert_eq!(current(&master).instance, run_id(2));
+
+    drop(stream);
+    tokio::select! {
+        over = older.over() => assert!(matches!(over, SessionOver::Fault(SessionFault::Closed))),
+        () = newer.idle(hour) => panic!("the older session does not end"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_its_own_run_replaces_is_told_when_its_streams_have_ended() {
+    let master = master("");
+    let mut older = Agent::admitted(&master, NODE, 1).await;
+    let stream = current(&master).relays.token();
+
+    let mut newer = Agent::admitted(&master, NODE, 1).await;
+
+    let hour = Duration::from_secs(3600);
+    tokio::join!(older.idle(hour), newer.idle(hour));
+    drop(stream);
+    let told = end(older.message().await);
+    assert_eq!(
+        (told.code, told.retry_after),
+        (EndCode::AlreadyConnected, None)
+    );
+    older.over().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_session_that_does_not_answer_is_dropped_after_two_seconds() {
+    let master = master("");
+    // Nobody polls it from here on.
+    let _older = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let _stream = session.relays.token();
+
+    let mut newer = Agent::admitted(&master, NODE, 2).await;
+
+    newer.idle(PROBE_LIMIT - Duration::from_millis(100)).await;
+    assert!(!session.mux.is_over());
+    newer.idle(Duration::from_millis(200)).await;
+    assert!(session.mux.is_over());
+    assert_eq!(current(&master).instance, run_id(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_drains_gets_no_more_streams_and_its_session_stays() {
+    let master = master("");
+    let mut agent = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let _stream = session.relays.token();
+
+    agent.core.drain(Duration::from_secs(30), "update").unwrap();
+    agent.idle(Duration::from_secs(10)).await;
+
+    let found = master.registry.find(&target("10.0.10.10:10250"));
+    assert!(
+        matches!(found, Found::Away { seen: Some(_), .. }),
+        "{found:?}"
+    );
+    assert!(!session.mux.is_over());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_master_ends_a_session_ends_with_its_last_stream() {
+    let master = master("drain-deadline: 30s\n");
+    let mut agent = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let stream = session.relays.token();
+
+    master.shutdown.drain.cancel();
+
+    let asked = agent.message().await;
+    let expected = Drain {
+        deadline: Duration::from_secs(30),
+        reason: "master is ending".to_owned(),
+    };
+    assert_eq!(asked, ControlMessage::Drain(expected));
+    agent.idle(Duration::from_secs(10)).await;
+    drop(stream);
+    assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+    agent.over().await;
+    assert!(!session.cut.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_out_of_time_cuts_streams_off_and_then_ends_the_session() {
+    let master = master("drain-deadline: 4s\n");
+    let mut agent = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let stream = session.relays.token();
+    let began = Instant::now();
+    master.shutdown.drain.cancel();
+    agent.message().await;
+
+    tokio::select! {
+        () = session.cut.cancelled() => {}
+        message = agent.message() => panic!("{message:?}"),
+    }
+    assert_eq!(began.elapsed().as_secs(), 4);
+    // The relay has some time to tell the agent.
+    tokio::select! {
+        () = sleep(CUT_LIMIT / 2) => {}
+        message = agent.message() => panic!("{message:?}"),
+    }
+    drop(stream);
+
+    assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+    assert_eq!(began.elapsed().as_secs(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_cannot_be_cut_off_does_not_keep_a_session_for_ever() {
+    let master = master("drain-deadline: 4s\n");
+    let mut agent = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let _stuck = session.relays.token();
+    let began = Instant::now();
+    master.shutdown.drain.cancel();
+    agent.message().await;
+
+    assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+
+    assert_eq!(began.elapsed(), Duration::from_secs(4) + CUT_LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_master_ends_a_superseded_session_has_a_deadline_too_and_is_told_no_more() {
+    let master = master("drain-deadline: 4s\n");
+    let mut older = Agent::admitted(&master, NODE, 1).await;
+    let _stream = current(&master).relays.token();
+    let _newer = Agent::admitted(&master, NODE, 2).await;
+    assert_eq!(end(older.message().await).code, EndCode::Superseded);
+    let began = Instant::now();
+
+    master.shutdown.drain.cancel();
+
+    older.over().await;
+    assert_eq!(began.elapsed(), Duration::from_secs(4) + CUT_LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_when_the_master_ends_is_sent_away() {
+    let master = master("");
+    master.shutdown.drain.cancel();
+    let mut agent = Agent::connect(&master, NODE, registration(NODE, 1)).await;
+    assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+}

@@ -1,0 +1,248 @@
+//! What the unit tests of registry, gateway and sessions share.
+//!
+//! Owns a master without listeners, sessions as the registry sees them ([`session`]), and whole
+//! ones whose agent a test plays ([`Agent`]). Everything is in memory, so that clocks can be
+//! paused.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use proxymux_proto::{
+    ControlMessage, InstanceId, NodeName, OpenAnswer, PROTOCOL_VERSION, Registration, TargetAddr,
+};
+use proxymux_transport::{
+    certificate::NodeIdentity,
+    control::ControlStream,
+    mux::{self, Incoming, MuxLimits, Role, SessionFault},
+    session::{Event, SessionCore, SessionOver, drive},
+    shutdown::Shutdown,
+    socket::SessionSocket,
+};
+use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    claims::{Evidence, Policy},
+    config::Config,
+    master::Master,
+    registry::{Admitted, Registry, SessionCommand, SessionHandle},
+    session::{self, Candidate},
+};
+
+/// A node whose name is its address, as on OKE.
+pub(crate) const NODE: &str = "10.0.10.10";
+
+/// A master with these lines in its configuration besides the usual ones.
+pub(crate) fn master(lines: &str) -> Arc<Master> {
+    let text = format!("cert: /m.crt\nkey: /m.key\nclient-ca: /ca.crt\n{lines}");
+    let (config, _) = Config::parse(&text, "test.yaml").unwrap();
+    Master::new(config, Policy::Declared, Shutdown::default())
+}
+
+pub(crate) fn name(text: &str) -> NodeName {
+    NodeName::parse(text).unwrap()
+}
+
+pub(crate) fn target(text: &str) -> TargetAddr {
+    text.parse().unwrap()
+}
+
+/// The id of a run of an agent.
+pub(crate) fn run_id(number: u8) -> InstanceId {
+    InstanceId::from_bytes([number; 16])
+}
+
+/// A session as the rest of the master sees it, with its other ends.
+#[derive(Debug)]
+pub(crate) struct TestSession {
+    pub(crate) handle: Arc<SessionHandle>,
+    pub(crate) commands: mpsc::Receiver<SessionCommand>,
+    agent: Option<Incoming>,
+    drivers: [JoinHandle<SessionFault>; 2],
+}
+
+/// A session of this run of a node's agent, which nobody has let in yet.
+pub(crate) fn session(node: &str, run: u8) -> TestSession {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (mux, _, driver) = mux::start(near, Role::Master, LIMITS);
+    let (_, agent, agents_driver) = mux::start(far, Role::Agent, LIMITS);
+    let (command_tx, commands) = mpsc::channel(16);
+    let handle = Arc::new(SessionHandle {
+        node: name(node),
+        instance: run_id(run),
+        peer: peer(run),
+        mux,
+        commands: command_tx,
+        relays: TaskTracker::new(),
+        cut: CancellationToken::new(),
+        registered: CancellationToken::new(),
+        open: true.into(),
+    });
+    handle.registered.cancel();
+    TestSession {
+        handle,
+        commands,
+        agent: Some(agent),
+        drivers: [drive(driver), drive(agents_driver)],
+    }
+}
+
+impl TestSession {
+    /// Lets the session in.
+    pub(crate) fn admit(
+        &self,
+        registry: &Registry,
+    ) -> Result<Admitted, proxymux_proto::SessionEnd> {
+        let identity = NodeIdentity {
+            name: self.handle.node.clone(),
+            ip_sans: Vec::new(),
+        };
+        let evidence = Evidence {
+            ip_sans: &[],
+            claims: &[],
+            allow: &[],
+            source: self.handle.peer.ip(),
+        };
+        registry.admit(&self.handle, &identity, evidence)
+    }
+
+    /// Answers every request for a stream in this way, and keeps the streams.
+    pub(crate) fn answer(&mut self, answer: OpenAnswer) {
+        let mut agent = self.agent.take().expect("answered once");
+        tokio::spawn(async move {
+            let mut streams = Vec::new();
+            while let Some(mut stream) = agent.next().await {
+                if matches!(stream.receive().await, Ok(Some(_))) {
+                    stream.send(&answer.encode().unwrap()).await.unwrap();
+                }
+                streams.push(stream);
+            }
+        });
+    }
+
+    /// Breaks the session's connection.
+    pub(crate) async fn break_off(&mut self) {
+        for driver in &mut self.drivers {
+            driver.abort();
+            let _ = driver.await;
+        }
+        assert!(self.handle.mux.is_over());
+    }
+}
+
+/// The agent's end of a whole session.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) core: SessionCore,
+    _incoming: Incoming,
+}
+
+impl Agent {
+    /// Comes to a master with a certificate for `certified`, and registers.
+    pub(crate) async fn connect(
+        master: &Arc<Master>,
+        certified: &str,
+        registration: Registration,
+    ) -> Self {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (mux, incoming, driver) = mux::start(far, Role::Agent, LIMITS);
+        let driver = drive(driver);
+        let control = ControlStream::new(mux.open().await.unwrap());
+        let mut core = SessionCore::new(mux, control, no_socket(), driver);
+        let [run, ..] = *registration.instance.as_bytes();
+        core.send(&ControlMessage::Register(registration)).unwrap();
+        let identity = NodeIdentity {
+            name: name(certified),
+            ip_sans: Vec::new(),
+        };
+        let master = Arc::clone(master);
+        tokio::spawn(async move {
+            let (mux, mut incoming, driver) = mux::start(near, Role::Master, LIMITS);
+            let driver = drive(driver);
+            let control = session::control_stream(&mut incoming).await.unwrap();
+            let candidate = Candidate {
+                core: SessionCore::new(mux, control, no_socket(), driver),
+                incoming,
+                identity,
+                peer: peer(run),
+            };
+            session::run(candidate, master).await;
+        });
+        Self {
+            core,
+            _incoming: incoming,
+        }
+    }
+
+    /// Comes to a master and is let in.
+    pub(crate) async fn admitted(master: &Arc<Master>, node: &str, run: u8) -> Self {
+        let mut agent = Self::connect(master, node, registration(node, run)).await;
+        let answer = agent.message().await;
+        assert!(
+            matches!(answer, ControlMessage::Registered(_)),
+            "{answer:?}"
+        );
+        agent
+    }
+
+    /// The next message; pings are answered meanwhile.
+    pub(crate) async fn message(&mut self) -> ControlMessage {
+        loop {
+            match self.core.next().await {
+                Event::Message(message) => return message,
+                Event::Over(over) => panic!("session is over: {over}"),
+                Event::Pong(_) | Event::WornOut => {}
+            }
+        }
+    }
+
+    /// Waits for the session's end; no message may come before.
+    pub(crate) async fn over(&mut self) -> SessionOver {
+        loop {
+            match self.core.next().await {
+                Event::Over(over) => return over,
+                Event::Message(message) => panic!("another message: {message:?}"),
+                Event::Pong(_) | Event::WornOut => {}
+            }
+        }
+    }
+
+    /// Does what an agent does for a while, during which no message may come.
+    pub(crate) async fn idle(&mut self, time: Duration) {
+        let over = tokio::time::timeout(time, self.over()).await;
+        assert!(over.is_err(), "session is over: {over:?}");
+    }
+}
+
+/// What an agent says of its node, claiming nothing.
+pub(crate) fn registration(node: &str, run: u8) -> Registration {
+    Registration {
+        version: PROTOCOL_VERSION,
+        node: name(node),
+        instance: run_id(run),
+        addresses: Vec::new(),
+        kubelet: None,
+        allow: Vec::new(),
+        cluster_id: None,
+        node_id: None,
+        software: "test".to_owned(),
+        labels: BTreeMap::new(),
+        held_masters: Vec::new(),
+    }
+}
+
+/// Runs of agents come from addresses of their own.
+fn peer(run: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, run], 40_000))
+}
+
+/// In the place of the connection under a session: the kernel knows nothing of it.
+fn no_socket() -> SessionSocket {
+    let (near, _) = UnixStream::pair().unwrap();
+    SessionSocket::new(&near).unwrap()
+}
+
+const LIMITS: MuxLimits = MuxLimits {
+    max_streams: 64,
+    max_pending: 64,
+    worn_out_at: u32::MAX,
+};

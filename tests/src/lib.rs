@@ -1,0 +1,20 @@
+//! What the end-to-end tests share, and the demo.
+//!
+//! The tests themselves are in `tests/`, a file or a directory for each subject; here are the
+//! helpers that several of them use. Machines, certificates and stand-ins are the testkit's.
+
+pub mod access;
+pub mod asking;
+pub mod bystander;
+pub mod demo;
+pub mod doors;
+pub mod etc_hosts;
+pub mod events;
+pub mod far_target;
+pub mod following;
+pub mod latency;
+pub mod limits;
+pub mod programs;
+pub mod random_chunks;
+pub mod refusals;
+pub mod rogue;

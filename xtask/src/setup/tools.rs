@@ -1,0 +1,175 @@
+//! The table of tools: which program, needed for what, and where it comes from.
+//!
+//! There is no row for the C compiler and the C library's headers: without them xtask itself
+//! could not have been linked. The fuzzers need nothing beyond the stable toolchain and `c++`.
+
+use super::{Job, Machine};
+use crate::command::Command;
+
+#[derive(Debug)]
+pub(super) struct Tool {
+    /// The program whose presence says that the tool is there.
+    pub(super) program: &'static str,
+    pub(super) jobs: &'static [Job],
+    /// Completes "needed to ...".
+    pub(super) purpose: &'static str,
+    pub(super) source: Source,
+}
+
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A Debian package.
+    Debian(&'static str),
+    /// A crate from the registry. An installed version from `oldest` on will do; lower ones do not
+    /// know what our configuration files ask for.
+    Crate {
+        name: &'static str,
+        version: &'static str,
+        oldest: &'static str,
+        features: &'static [&'static str],
+    },
+    /// A part of the Rust toolchain: a component where rustup keeps it, else a Debian package.
+    Component {
+        component: &'static str,
+        debian: &'static str,
+    },
+}
+
+pub(super) const TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        jobs: &[Job::Demo, Job::Netns],
+        purpose: "make network namespaces and the links between them",
+        source: Source::Debian("iproute2"),
+    },
+    Tool {
+        program: "nft",
+        jobs: &[Job::Demo, Job::Netns],
+        purpose: "redirect connections to the transparent front door",
+        source: Source::Debian("nftables"),
+    },
+    Tool {
+        program: "c++",
+        jobs: &[Job::Check, Job::Fuzz],
+        purpose: "build libFuzzer for the fuzz targets",
+        source: Source::Debian("g++"),
+    },
+    Tool {
+        program: "git",
+        jobs: &[Job::Check],
+        purpose: "list the tracked files whose form is checked",
+        source: Source::Debian("git"),
+    },
+    Tool {
+        program: "cargo-fmt",
+        jobs: &[Job::Check],
+        purpose: "check the format",
+        source: Source::Component {
+            component: "rustfmt",
+            debian: "rustfmt",
+        },
+    },
+    Tool {
+        program: "cargo-clippy",
+        jobs: &[Job::Check],
+        purpose: "run the lints",
+        source: Source::Component {
+            component: "clippy",
+            debian: "rust-clippy",
+        },
+    },
+    Tool {
+        program: "cargo-nextest",
+        jobs: &[Job::Unit, Job::Netns],
+        purpose: "run the tests, each in a process of its own",
+        source: Source::Crate {
+            name: "cargo-nextest",
+            version: "0.9.151",
+            oldest: "0.9.95",
+            // Without the part that replaces itself.
+            features: &["--no-default-features", "--features", "default-no-update"],
+        },
+    },
+    Tool {
+        program: "cargo-deny",
+        jobs: &[Job::Check],
+        purpose: "check licences, versions and sources of the dependencies",
+        source: Source::Crate {
+            name: "cargo-deny",
+            version: "0.20.2",
+            oldest: "0.19.0",
+            features: &[],
+        },
+    },
+];
+
+impl Tool {
+    pub(super) fn is_installed(&self, machine: &impl Machine) -> bool {
+        match self.source {
+            Source::Debian(_) => machine.has_program(self.program),
+            Source::Component { .. } => machine.toolchain_has_program(self.program),
+            Source::Crate { oldest, .. } => machine
+                .cargo_tool_version(self.program)
+                .is_some_and(|version| numbers(&version) >= numbers(oldest)),
+        }
+    }
+}
+
+impl Source {
+    /// Where the tool would be taken from on this machine.
+    pub(super) fn describe(&self, machine: &impl Machine) -> String {
+        match self {
+            Self::Component { component, .. } if machine.has_program("rustup") => {
+                format!("rustup component {component}")
+            }
+            Self::Debian(debian) | Self::Component { debian, .. } => {
+                format!("Debian package {debian}")
+            }
+            Self::Crate {
+                name,
+                version,
+                oldest,
+                ..
+            } => format!(
+                "crate {name} {version}, {oldest} at the least; takes some minutes to build"
+            ),
+        }
+    }
+
+    /// The command that builds and installs a crate; `None` for what is not one.
+    pub(super) fn cargo_install(&self) -> Option<Command> {
+        let Self::Crate {
+            name,
+            version,
+            features,
+            ..
+        } = *self
+        else {
+            return None;
+        };
+        // The tools run for seconds but are built on every new machine: their own settings, whole
+        // program optimisation among them, would double the minutes that this takes.
+        let quick_to_build = [
+            "profile.release.lto=\"off\"",
+            "profile.release.codegen-units=16",
+            "profile.release.opt-level=1",
+        ];
+        let configuration = quick_to_build
+            .into_iter()
+            .flat_map(|setting| ["--config", setting]);
+        Some(
+            Command::cargo(["install", "--locked", "--version", version])
+                .args(configuration)
+                .args(features.iter().copied())
+                .args([name]),
+        )
+    }
+}
+
+/// The numbers of a version, to be compared in order; what is not a number counts as 0.
+fn numbers(version: &str) -> Vec<u64> {
+    version
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0))
+        .collect()
+}

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_an_agent_is_killed_its_streams_break_and_the_next_agent_serves() -> Result<()> {
-    let mut cluster = Cluster::started()?;
+    let lines = "connect-budget: 15s";
+    let mut cluster = Cluster::builder().master_lines(lines).start()?;
     let (api, target) = (cluster.api()?, cluster.target(0));
     let following = Following::start(&api, &target).await?;
 

@@ -13,7 +13,8 @@ use proxymux_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_starts_before_its_master_waits_for_it() -> Result<()> {
-    let mut cluster = Cluster::builder().build()?;
+    let lines = "connect-budget: 15s";
+    let mut cluster = Cluster::builder().master_lines(lines).build()?;
     cluster.start_agent(0)?;
     let waiting = wait_for_message(cluster.agent(0), 0, SOON, "no session")?;
     assert_eq!(waiting.level, "WARN");

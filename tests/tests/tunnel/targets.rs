@@ -13,7 +13,7 @@ use proxymux_testkit::{
     pki::Leaf,
 };
 use proxymux_tests::{
-    access::only_access_lines,
+    access::{access_lines, only_access_lines},
     doors::refused,
     limits::{SOON, within},
 };
@@ -93,7 +93,7 @@ async fn a_node_is_found_by_its_name_in_any_case() -> Result<()> {
         let reply = within(SOON, name, api.get(&target, "/healthz")).await?;
         assert_eq!(reply.text(), "ok", "{name}");
     }
-    for line in proxymux_tests::access::access_lines(cluster.agent(0), 3).await? {
+    for line in access_lines(cluster.agent(0), 3).await? {
         assert_eq!(line.text("node"), Some("worker-1.example"), "{line:#?}");
     }
     Ok(())

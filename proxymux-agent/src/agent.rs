@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
 use proxymux_transport::shutdown::Shutdown;
 
-use crate::{config::Config, masters::HeldMasters, target::TargetPolicy};
+use crate::{config::Config, masters::HeldMasters, metrics::Metrics, target::TargetPolicy};
 
 /// The shared state of one run of the agent.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub(crate) struct Agent {
     pub(crate) instance: InstanceId,
     pub(crate) policy: TargetPolicy,
     pub(crate) masters: Arc<HeldMasters>,
+    pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -30,6 +31,7 @@ impl Agent {
             config,
             instance: InstanceId::from_bytes(id),
             masters: HeldMasters::new(),
+            metrics: Metrics::new(),
             shutdown,
         })
     }

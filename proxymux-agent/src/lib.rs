@@ -9,5 +9,6 @@ pub mod config;
 pub mod discovery;
 mod link;
 mod masters;
+mod metrics;
 mod session;
 mod target;

@@ -14,13 +14,13 @@ use proxymux_transport::telemetry::{chain, millis};
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::backoff::Backoff;
+pub(crate) use self::{backoff::Backoff, establish::EstablishError};
 use self::{
     backoff::up_to,
-    establish::{EstablishError, Established, establish},
+    establish::{Established, establish},
     run::{Session, log_addresses},
 };
-use crate::{agent::Agent, config::ServerAddr};
+use crate::{agent::Agent, config::ServerAddr, metrics::failure_word};
 
 mod backoff;
 mod establish;
@@ -47,6 +47,8 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 struct Released {
     pause: Pause,
+    /// Why, as a metric's label.
+    reason: &'static str,
     lived: Duration,
 }
 
@@ -99,12 +101,15 @@ impl Worker {
             let pause = match establish(&self.agent, &self.server, self.at).await {
                 Ok(established) => {
                     let released = self.run_session(established).await;
+                    self.agent.metrics.reconnects.get(released.reason).inc();
                     if released.lived >= SETTLED {
                         self.backoff.reset();
                     }
                     self.length_of(released.pause)
                 }
                 Err(error) => {
+                    let reconnects = &self.agent.metrics.reconnects;
+                    reconnects.get(failure_word(&error)).inc();
                     let pause = self.length_of(pause_after(&error));
                     self.report(&error, pause);
                     if is_already_connected(&error) && self.has_enough_masters() {
@@ -133,6 +138,7 @@ impl Worker {
         // A session's task that panicked has released nothing: dial again.
         released.await.unwrap_or(Released {
             pause: Pause::Backoff,
+            reason: "broken",
             lived: Duration::ZERO,
         })
     }

@@ -128,13 +128,32 @@ impl AgentDoor {
         let guard = self.half_open.enter(peer.ip());
         let (tls, master) = (Arc::clone(&self.tls), Arc::clone(&self.master));
         self.sessions.spawn(async move {
-            match candidate(connection, peer, tls, &master, guard).await {
-                Ok(candidate) => session::run(candidate, master).await,
+            let error = match candidate(connection, peer, tls, &master, guard).await {
+                Ok(candidate) => return session::run(candidate, master).await,
+                Err(error) => error,
+            };
+            master.metrics.arrivals_failed.get(error.word()).inc();
+            match error {
                 // Scanners and health checks do this all day.
-                Err(error @ ArrivalError::Gone) => tracing::debug!(%peer, %error, "no session"),
-                Err(error) => tracing::warn!(%peer, error = chain(&error), "connection refused"),
+                ArrivalError::Gone => tracing::debug!(%peer, %error, "no session"),
+                error => tracing::warn!(%peer, error = chain(&error), "connection refused"),
             }
         });
+    }
+}
+
+impl ArrivalError {
+    /// The word for the metric's label, from [`crate::metrics::ARRIVALS`].
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Silent(_) => "silent",
+            Self::Gone => "gone",
+            Self::Io(_) | Self::Over(_) => "connection",
+            Self::Tls(_) => "tls",
+            Self::Identity(_) => "identity",
+            Self::Registration(_) => "registration",
+            Self::Evicted => "evicted",
+        }
     }
 }
 

@@ -22,6 +22,8 @@ mod serve;
 mod tcp;
 mod unix;
 
+use crate::metrics::DoorMetrics;
+
 pub(crate) use self::{
     client::Client,
     connect::{Refusal, Status},
@@ -34,6 +36,9 @@ pub(crate) trait Gateway: Clone + Send + Sync + 'static {
     /// A way to the target that stands. Dropping it before [`Gateway::relay`] gives it up, at the
     /// target too.
     type Tunnel: Send + 'static;
+
+    /// What is counted about the doors' clients.
+    fn metrics(&self) -> &DoorMetrics;
 
     /// Opens a way to the target, within the budget.
     ///

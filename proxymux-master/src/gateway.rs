@@ -23,6 +23,7 @@ use crate::{
     direct,
     front_door::{self, Client, Refusal, RequestInfo, Status},
     master::Master,
+    metrics::DoorMetrics,
     opening::{self, OpenFailure},
     registry::{Found, SessionHandle},
 };
@@ -131,6 +132,10 @@ impl Gateway {
 impl front_door::Gateway for Gateway {
     type Tunnel = Tunnel;
 
+    fn metrics(&self) -> &DoorMetrics {
+        &self.master.metrics.doors
+    }
+
     async fn open(&self, target: &TargetAddr, budget: Duration) -> Result<Tunnel, Refusal> {
         let deadline = Instant::now() + budget;
         loop {
@@ -175,7 +180,7 @@ impl front_door::Gateway for Gateway {
                 token,
             } => {
                 let mut access = AccessLog::new(&session.node, target, arrival.peer, side, started);
-                access.opened();
+                access.opened(&self.master.metrics.streams);
                 let options = RelayOptions {
                     idle_timeout,
                     cancel: session.cut.clone(),
@@ -187,7 +192,7 @@ impl front_door::Gateway for Gateway {
             Tunnel::Direct(connection) => {
                 let mut access = AccessLog::new("none", target, arrival.peer, side, started);
                 access.set_path(Path::Route);
-                access.opened();
+                access.opened(&self.master.metrics.streams);
                 let options = RelayOptions {
                     idle_timeout,
                     cancel: self.master.cut.clone(),

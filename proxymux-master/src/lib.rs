@@ -12,6 +12,7 @@ pub mod front_door;
 mod gateway;
 mod half_open;
 mod master;
+mod metrics;
 mod opening;
 mod registry;
 mod routes;

@@ -1,7 +1,7 @@
 //! What all parts of the running master share.
 //!
 //! Owns nothing that changes by itself: configuration, the run's random id, the registry of
-//! nodes, the routes, and the tokens that end it. `app.rs` makes it.
+//! nodes, the routes, the metrics, and the tokens that end it. `app.rs` makes it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use proxymux_proto::InstanceId;
 use proxymux_transport::shutdown::Shutdown;
 use tokio_util::sync::CancellationToken;
 
-use crate::{claims::Policy, config::Config, registry::Registry, routes::Routes, session};
+use crate::{
+    claims::Policy, config::Config, metrics::Metrics, registry::Registry, routes::Routes, session,
+};
 
 /// The shared state of one run of the master.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub(crate) struct Master {
     pub(crate) id: InstanceId,
     pub(crate) registry: Arc<Registry>,
     pub(crate) routes: Routes,
+    pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     /// Cancelled when connections that do not belong to a session are out of time.
     pub(crate) cut: CancellationToken,
@@ -32,6 +35,7 @@ impl Master {
             id: session::random_id(),
             registry,
             routes,
+            metrics: Metrics::new(),
             shutdown,
             cut: CancellationToken::new(),
         })

@@ -11,6 +11,7 @@ use proxymux_proto::{
 };
 use proxymux_transport::{
     control::ControlError,
+    metrics::end_word,
     mux::{Incoming, SessionFault},
     session::{Event, SessionCore, SessionOver},
     stream::MessageStream,
@@ -38,14 +39,17 @@ pub(crate) async fn run(mut candidate: Candidate, master: Arc<Master>) {
     let registration = match registration(&mut candidate).await {
         Ok(registration) => registration,
         Err(error) => {
+            master.metrics.arrivals_failed.get("registration").inc();
             let error = chain(&error);
             tracing::warn!(peer = %peer, node = %certified, error, "session refused");
             return;
         }
     };
-    match Session::admit(candidate, &registration, master) {
+    match Session::admit(candidate, &registration, Arc::clone(&master)) {
         Ok(session) => session.run(&registration).await,
         Err((core, end)) => {
+            let refused = &master.metrics.registrations_refused;
+            refused.get(end.code.as_str()).inc();
             let code = end.code.as_str();
             let reason = end.message.clone();
             match end.code {
@@ -78,6 +82,8 @@ struct Session {
     goodbye: Option<SessionEnd>,
     /// The master is ending, and this session knows.
     draining: bool,
+    /// Since when it takes no new streams.
+    closed_to_new: Option<Instant>,
 }
 
 /// What is said when a session that only finishes its streams has done so.
@@ -105,6 +111,17 @@ enum Ending {
     Close(SessionEnd),
     /// Without another word: the agent does not listen.
     Drop,
+}
+
+impl Ending {
+    /// The word for the metric's label, from [`proxymux_transport::metrics::end_words`].
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Over(over) => end_word(over),
+            Self::EndHere(end) | Self::Close(end) => end.code.as_str(),
+            Self::Drop => "silent",
+        }
+    }
 }
 
 impl Session {
@@ -170,6 +187,7 @@ impl Session {
             probe: None,
             goodbye: None,
             draining: false,
+            closed_to_new: None,
         })
     }
 
@@ -186,8 +204,15 @@ impl Session {
         // If this fails, so does what follows.
         let _ = tokio::time::timeout(TELL_LIMIT, self.core.flush()).await;
         handle.registered.cancel();
+        let counted = self.master.metrics.sessions.open();
         let ending = self.serve_until_done().await;
+        drop(counted);
+        if let Some(since) = self.closed_to_new {
+            self.master.metrics.sessions.drained(since.elapsed());
+        }
         self.master.registry.leave(&handle);
+        let closed = &self.master.metrics.sessions_closed;
+        closed.get(ending.word()).inc();
         let streams = handle.relays.len();
         match ending {
             Ending::Over(over) => {
@@ -246,7 +271,8 @@ impl Session {
                         .map_or(Ending::Over(over), Ending::Close),
                 );
             }
-            Event::Pong(_) => {
+            Event::Pong(rtt) => {
+                self.master.metrics.sessions.round_trip(rtt);
                 if let Some(probe) = self.probe.take() {
                     self.finish_superseded(&probe);
                 }
@@ -256,6 +282,7 @@ impl Session {
             }
             Event::Message(ControlMessage::Drain(drain)) => {
                 tracing::info!(%node, %peer, reason = drain.reason, "agent drains its session");
+                self.closed_to_new.get_or_insert_with(Instant::now);
                 self.master.registry.leave(&self.handle);
             }
             Event::Message(ControlMessage::End(end)) => {
@@ -289,6 +316,7 @@ impl Session {
 
     /// Lets streams finish until the deadline, and asks the agent for another session meanwhile.
     fn drain(&mut self, reason: &str) -> Option<Ending> {
+        self.closed_to_new.get_or_insert_with(Instant::now);
         let deadline = self.master.config.drain_deadline;
         let by = Some(Instant::now() + deadline);
         if let Some(finish) = self.finish.as_mut().filter(|finish| finish.told) {
@@ -309,6 +337,7 @@ impl Session {
     fn finish_superseded(&mut self, probe: &Probe) {
         let (node, old, new) = (&self.handle.node, self.handle.peer, probe.new_peer);
         let told = !probe.same_instance;
+        self.closed_to_new.get_or_insert_with(Instant::now);
         let end = if probe.same_instance {
             let text = format!("replaced by this agent's session from {new}, this is from {old}");
             SessionEnd::new(EndCode::AlreadyConnected, &text)

@@ -262,6 +262,19 @@ impl SessionEnd {
 }
 
 impl EndCode {
+    /// Every word of [`EndCode::as_str`].
+    pub const WORDS: &[&str] = &[
+        "identity",
+        "cluster",
+        "version",
+        "superseded",
+        "busy",
+        "shutting-down",
+        "protocol",
+        "already-connected",
+        "other",
+    ];
+
     /// The word for logs and metric labels, from a closed list.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -143,6 +143,17 @@ impl OpenAnswer {
 }
 
 impl RefuseCode {
+    /// Every word of [`RefuseCode::as_str`].
+    pub const WORDS: &[&str] = &[
+        "not-allowed",
+        "unreachable",
+        "timed-out",
+        "busy",
+        "bad-request",
+        "draining",
+        "other",
+    ];
+
     /// The word for logs and metric labels, from a closed list.
     #[must_use]
     pub fn as_str(self) -> &'static str {

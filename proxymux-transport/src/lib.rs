@@ -12,6 +12,7 @@ pub mod control;
 pub mod credentials;
 pub mod limits;
 pub mod liveness;
+pub mod metrics;
 pub mod mux;
 pub mod relay;
 pub mod session;

@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -32,6 +32,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::{
     socket::{self, HangUp},
     stream::{Filled, RelayStream, StreamError},
+    telemetry::millis,
 };
 
 /// A connection that can be relayed.
@@ -52,11 +53,14 @@ pub struct RelayOptions {
     pub cancel: CancellationToken,
 }
 
-/// Bytes relayed so far; readable while the relay runs and after it was dropped.
+/// Bytes relayed so far, and whether a side is slow; readable while the relay runs and after it
+/// was dropped.
 #[derive(Debug, Default)]
 pub struct RelayBytes {
     to_stream: AtomicU64,
     from_stream: AtomicU64,
+    sending: Wait,
+    receiving: Wait,
 }
 
 /// How a relay ended. A closed list: access log and metrics use it.
@@ -97,6 +101,33 @@ impl RelayBytes {
         self.to_stream().wrapping_add(self.from_stream())
     }
 
+    /// For how long the relay has been waiting for a side that takes nothing: a connection that
+    /// is not read, or a stream without credit. Zero if it does not wait.
+    #[must_use]
+    pub fn blocked_for(&self) -> Duration {
+        self.sending.lasts().max(self.receiving.lasts())
+    }
+
+    /// Notes that the stream takes nothing more for now.
+    pub(crate) fn sending_waits(&self) {
+        self.sending.begin();
+    }
+
+    /// Notes that the stream takes bytes.
+    pub(crate) fn sending_moves(&self) {
+        self.sending.end();
+    }
+
+    /// Notes that the connection takes nothing more for now.
+    pub(crate) fn receiving_waits(&self) {
+        self.receiving.begin();
+    }
+
+    /// Notes that the connection takes bytes.
+    pub(crate) fn receiving_moves(&self) {
+        self.receiving.end();
+    }
+
     /// Counts bytes for a relay without a stream, whose far end takes the stream's place.
     pub fn add_to_stream(&self, n: usize) {
         self.to_stream.fetch_add(n as u64, Ordering::Relaxed);
@@ -109,6 +140,22 @@ impl RelayBytes {
 }
 
 impl Outcome {
+    /// Every word of [`Outcome::as_str`].
+    pub const WORDS: &[&str] = &[
+        "done",
+        "reset",
+        "peer-reset",
+        "peer-idle",
+        "peer-drain",
+        "peer-protocol",
+        "overflow",
+        "peer-cancelled",
+        "session-lost",
+        "idle",
+        "drain",
+        "protocol",
+    ];
+
     /// The word for logs and metric labels, from a closed list.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -258,13 +305,18 @@ impl<E: Endpoint> Relay<E> {
                     stream.consume(n);
                 }
                 Filled::Data => {
-                    match ready!(Pin::new(&mut self.connection.0).poll_write(cx, stream.data())) {
+                    let written = Pin::new(&mut self.connection.0).poll_write(cx, stream.data());
+                    if written.is_pending() {
+                        self.bytes.receiving_waits();
+                    }
+                    match ready!(written) {
                         Err(error) => self.cannot_write(&error)?,
                         Ok(0) => return Poll::Ready(Err(Outcome::LocalReset)),
                         Ok(n) => {
                             stream.consume(n);
                             let bytes = &self.bytes.from_stream;
                             bytes.fetch_add(n as u64, Ordering::Relaxed);
+                            self.bytes.receiving_moves();
                             self.last_moved = Instant::now();
                         }
                     }
@@ -307,8 +359,10 @@ impl<E: Endpoint> Relay<E> {
         while self.sending == Direction::Open {
             self.reads_connection = stream.poll_ready(cx)?.is_ready();
             if !self.reads_connection {
+                self.bytes.sending_waits();
                 return Poll::Pending;
             }
+            self.bytes.sending_moves();
             match ready!(self.poll_send_chunk(cx, stream))? {
                 0 => {
                     self.sending = Direction::Ending;
@@ -473,6 +527,39 @@ impl Endpoint for UnixStream {
 
     /// A Unix socket has no reset: its peer sees the close.
     fn reset_on_close(&mut self) {}
+}
+
+/// Since when one direction of a relay waits, in milliseconds of the process's own count; 0 if it
+/// does not. Written by the relay when that changes, and read by whoever wants to know.
+#[derive(Debug, Default)]
+struct Wait(AtomicU64);
+
+impl Wait {
+    fn begin(&self) {
+        if self.0.load(Ordering::Relaxed) == 0 {
+            self.0.store(process_millis(), Ordering::Relaxed);
+        }
+    }
+
+    fn end(&self) {
+        if self.0.load(Ordering::Relaxed) != 0 {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn lasts(&self) -> Duration {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(process_millis().saturating_sub(since)),
+        }
+    }
+}
+
+/// A count of milliseconds that fits into an atomic and is never 0.
+fn process_millis() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let began = *BEGAN.get_or_init(Instant::now);
+    millis(began.elapsed()).saturating_add(1)
 }
 
 thread_local! {

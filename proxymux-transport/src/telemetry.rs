@@ -4,7 +4,15 @@
 //! line when it is dropped, so that a cancelled connection has one too.
 //! Everything goes to stderr; stdout belongs to commands that answer a question.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    panic::PanicHookInfo,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use proxymux_proto::TargetAddr;
 use tokio::time::Instant;
@@ -14,6 +22,7 @@ use tracing_subscriber::{
 
 use crate::{
     config_file::values::LogFormat,
+    metrics::{OpenStream, StreamMetrics},
     relay::{Outcome, RelayBytes},
 };
 
@@ -78,6 +87,22 @@ pub fn init(form: LogFormat, verbosity: Verbosity) {
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .init();
+    // A task's panic ends that task only. The usual text would stand between the log's lines.
+    std::panic::set_hook(Box::new(note_panic));
+}
+
+/// How many panics there were since [`init`].
+pub(crate) fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+fn note_panic(info: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Ordering::Relaxed);
+    let reason = info.payload_as_str().unwrap_or("unknown");
+    let at = info.location().map(tracing::field::display);
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    tracing::error!(reason, at, thread, "panic, which is a bug");
 }
 
 /// The text of an error with all its causes, on one line.
@@ -109,6 +134,8 @@ pub struct AccessLog {
     opened: Option<Instant>,
     bytes: Arc<RelayBytes>,
     outcome: Option<Outcome>,
+    /// The same connection in the metrics, once it is open.
+    counted: Option<OpenStream>,
 }
 
 /// How the bytes of a relayed connection travel.
@@ -151,6 +178,7 @@ impl AccessLog {
             opened: None,
             bytes: Arc::default(),
             outcome: None,
+            counted: None,
         }
     }
 
@@ -159,9 +187,10 @@ impl AccessLog {
         self.path = path;
     }
 
-    /// Says that the target's connection stands.
-    pub fn opened(&mut self) {
+    /// Says that the target's connection stands, and counts it from here on.
+    pub fn opened(&mut self, metrics: &StreamMetrics) {
         self.opened = Some(Instant::now());
+        self.counted = Some(metrics.open(self.path, self.side, self.bytes()));
     }
 
     /// The counters that the relay is to use.
@@ -173,15 +202,15 @@ impl AccessLog {
     /// Says how the relay ended, and writes the line.
     pub fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
+        if let Some(counted) = &mut self.counted {
+            counted.set_outcome(outcome);
+        }
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        let (to_target, from_target) = match self.side {
-            Side::StreamLeadsToTarget => (self.bytes.to_stream(), self.bytes.from_stream()),
-            Side::ConnectionLeadsToTarget => (self.bytes.from_stream(), self.bytes.to_stream()),
-        };
+        let [to_target, from_target] = self.side.to_and_from_target(&self.bytes);
         let opened = self.opened.unwrap_or_else(Instant::now);
         tracing::info!(
             target: ACCESS,
@@ -196,6 +225,17 @@ impl Drop for AccessLog {
             outcome = self.outcome.map_or("cancelled", Outcome::as_str),
             "connection closed",
         );
+    }
+}
+
+impl Side {
+    /// Which of the counters leads to the target, and which from it.
+    pub(crate) fn to_and_from_target(self, bytes: &RelayBytes) -> [u64; 2] {
+        let (to_stream, from_stream) = (bytes.to_stream(), bytes.from_stream());
+        match self {
+            Self::StreamLeadsToTarget => [to_stream, from_stream],
+            Self::ConnectionLeadsToTarget => [from_stream, to_stream],
+        }
     }
 }
 
@@ -216,6 +256,8 @@ impl Path {
 pub fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// The log target of access lines.
 pub const ACCESS: &str = "access";

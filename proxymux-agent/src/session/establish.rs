@@ -9,6 +9,7 @@ use proxymux_proto::{ControlMessage, Registered, SessionEnd};
 use proxymux_transport::{
     control::{ControlError, ControlStream},
     credentials::{Credentials, CredentialsError, Roots, load_roots},
+    metrics::first_expiry,
     mux::{self, Incoming, MuxLimits, OpenError, Role, SessionFault},
     session::{Event, SessionCore, SessionOver},
     socket::{self, SessionSocket},
@@ -89,6 +90,9 @@ pub(crate) async fn establish(
     at: SocketAddr,
 ) -> Result<Established, EstablishError> {
     let (credentials, roots) = read_certificates(agent).await?;
+    let expiry = &agent.metrics.expiry;
+    expiry.set("own", Some(credentials.info().not_after));
+    expiry.set("ca", first_expiry(roots.certificates()));
     let connection = connect(agent, at).await?;
     socket::prepare_session(&connection).map_err(EstablishError::Socket)?;
     let session_socket = SessionSocket::new(&connection).map_err(EstablishError::Socket)?;

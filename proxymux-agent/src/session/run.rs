@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, SessionEnd};
 use proxymux_transport::{
+    metrics::{DRAIN, end_word},
     mux::Incoming,
     session::{Event, SessionCore, SessionOver},
     stream::MessageStream,
@@ -34,6 +35,8 @@ pub(super) struct Session {
     streams: TaskTracker,
     cut: CancellationToken,
     release: Option<oneshot::Sender<Released>>,
+    /// Since when it takes no new streams.
+    released: Option<Instant>,
     /// The master has said why the session will end.
     goodbye: bool,
     /// The agent has said that it drains.
@@ -49,6 +52,16 @@ enum Ending {
     Over(SessionOver),
     /// The session is to be ended, telling the master this.
     EndHere(SessionEnd),
+}
+
+impl Ending {
+    /// The word for the metric's label, from [`proxymux_transport::metrics::end_words`].
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Over(over) => end_word(over),
+            Self::EndHere(end) => end.code.as_str(),
+        }
+    }
 }
 
 impl Session {
@@ -69,6 +82,7 @@ impl Session {
             streams: TaskTracker::new(),
             cut: CancellationToken::new(),
             release: Some(release),
+            released: None,
             goodbye: false,
             draining: false,
             finish_by: None,
@@ -78,9 +92,14 @@ impl Session {
 
     /// Serves the master's streams until the session ends.
     pub(super) async fn run(mut self) {
+        let counted = self.agent.metrics.sessions.open();
         let ending = self.serve_until_done().await;
+        drop(counted);
         let streams = self.streams.len();
-        self.release(Pause::Backoff);
+        if let Some(released) = self.released {
+            self.agent.metrics.sessions.drained(released.elapsed());
+        }
+        self.release(Pause::Backoff, ending.word());
         match ending {
             Ending::Over(over) => {
                 let reason = chain(&over);
@@ -112,7 +131,11 @@ impl Session {
                         self.take_in(message);
                         None
                     }
-                    Event::Pong(_) | Event::WornOut => None,
+                    Event::Pong(rtt) => {
+                        self.agent.metrics.sessions.round_trip(rtt);
+                        None
+                    }
+                    Event::WornOut => None,
                 },
                 // Without a stream the driver has ended, and the control stream will say why.
                 Some(stream) = self.incoming.next() => {
@@ -137,13 +160,13 @@ impl Session {
             ControlMessage::Addresses(addresses) => log_addresses(self.at, &addresses),
             ControlMessage::Drain(Drain { deadline, reason }) => {
                 tracing::info!(master = %self.at, reason, "master drains the session");
-                self.release(Pause::Backoff);
+                self.release(Pause::Backoff, DRAIN);
                 self.finish_within(deadline + GRACE);
             }
             ControlMessage::End(end) => {
                 self.log_end(&end);
                 let pause = end.retry_after.map_or(Pause::Backoff, Pause::Asked);
-                self.release(pause);
+                self.release(pause, end.code.as_str());
                 // Streams go on for as long as the master lets them.
                 self.goodbye = true;
             }
@@ -175,7 +198,7 @@ impl Session {
     /// Tells the master that this agent is ending.
     fn drain(&mut self) -> Option<Ending> {
         self.draining = true;
-        self.release(Pause::Backoff);
+        self.release(Pause::Backoff, DRAIN);
         let limit = self.agent.drain_deadline();
         self.finish_within(limit);
         let reason = format!("agent of node {} is ending", self.agent.config.node_name);
@@ -202,12 +225,14 @@ impl Session {
     }
 
     /// Lets the worker dial again; the first call counts.
-    fn release(&mut self, pause: Pause) {
+    fn release(&mut self, pause: Pause, reason: &'static str) {
         self.held = None;
         if let Some(release) = self.release.take() {
+            self.released = Some(Instant::now());
             // A worker that has ended needs no word.
             let _ = release.send(Released {
                 pause,
+                reason,
                 lived: self.began.elapsed(),
             });
         }

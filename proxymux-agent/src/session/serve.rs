@@ -16,7 +16,11 @@ use proxymux_transport::{
 use tokio::{net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent::Agent, target::DialError};
+use crate::{
+    agent::Agent,
+    metrics::CANCELLED,
+    target::{Destination, DialError},
+};
 
 /// What a stream needs to know of its session.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub(crate) async fn serve(mut stream: MessageStream, context: StreamContext) {
             relay_stream(connection, stream, request.target, &context, started).await;
         }
         Err(error) => {
+            let refused = &context.agent.metrics.refused;
+            refused.get(error.reason()).inc();
             log_refusal(&error, target.as_ref(), &context, started);
             refuse(stream, &error).await;
         }
@@ -98,10 +104,21 @@ async fn open(
     let connection = tokio::select! {
         biased; // Whoever asked and went away is not to be dialled for.
         gone = stream.given_up() => return Err(ServeError::GivenUp(gone)),
-        dialled = agent.policy.dial(destination, limit) => dialled.map_err(ServeError::Dial)?,
+        dialled = dial(agent, destination, limit) => dialled.map_err(ServeError::Dial)?,
     };
     send(stream, &OpenAnswer::Opened).await?;
     Ok(connection)
+}
+
+async fn dial(
+    agent: &Agent,
+    destination: Destination,
+    limit: Duration,
+) -> Result<TcpStream, DialError> {
+    let began = Instant::now();
+    let dialled = agent.policy.dial(destination, limit).await;
+    agent.metrics.dials.observe(began.elapsed().as_secs_f64());
+    dialled
 }
 
 async fn relay_stream(
@@ -114,7 +131,7 @@ async fn relay_stream(
     let config = &context.agent.config;
     let side = Side::ConnectionLeadsToTarget;
     let mut access = AccessLog::new(&config.node_name, target, context.master, side, started);
-    access.opened();
+    access.opened(&context.agent.metrics.streams);
     let options = RelayOptions {
         idle_timeout: config.idle_timeout,
         cancel: context.cut.clone(),
@@ -183,7 +200,7 @@ impl ServeError {
     /// The word for the log.
     fn reason(&self) -> &'static str {
         match self {
-            Self::GivenUp(_) => "cancelled",
+            Self::GivenUp(_) => CANCELLED,
             _ => self.code().as_str(),
         }
     }

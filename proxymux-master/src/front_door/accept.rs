@@ -6,6 +6,7 @@
 
 use std::{io, time::Duration};
 
+use proxymux_transport::metrics::GaugeGuard;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info, warn};
@@ -64,8 +65,13 @@ pub(super) async fn run<D: Door, G: Gateway>(
         match doors.room.clone().try_acquire_owned() {
             Ok(room) => {
                 crowd.has_room(&name);
+                let counted = GaugeGuard::new(&doors.gateway.metrics().open);
                 let served = door.serve(incoming, doors.clone(), room);
                 let span = debug_span!("client", door = name);
+                let served = async move {
+                    served.await;
+                    drop(counted);
+                };
                 doors.tracker.spawn(served.instrument(span));
             }
             // Answered rather than left in the kernel's queue: kube-apiserver would wait there
@@ -73,7 +79,10 @@ pub(super) async fn run<D: Door, G: Gateway>(
             Err(_none) => {
                 crowd.is_full(&name);
                 let reason = format!("front doors are full: {MAX_CONNECTIONS} connections");
-                door.turn_away(incoming, &Refusal::new(Status::Unavailable, reason));
+                let refusal = Refusal::new(Status::Unavailable, reason);
+                let refused = &doors.gateway.metrics().refused;
+                refused.get(refusal.status.word()).inc();
+                door.turn_away(incoming, &refusal);
             }
         }
     }

@@ -159,6 +159,33 @@ impl Status {
         }
     }
 
+    /// Every word of [`Self::word`].
+    pub const WORDS: &[&str] = &[
+        "bad-request",
+        "forbidden",
+        "method-not-allowed",
+        "request-timeout",
+        "header-too-large",
+        "bad-gateway",
+        "unavailable",
+        "gateway-timeout",
+    ];
+
+    /// The word for metric labels, from a closed list.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::Forbidden => "forbidden",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::RequestTimeout => "request-timeout",
+            Self::HeaderTooLarge => "header-too-large",
+            Self::BadGateway => "bad-gateway",
+            Self::Unavailable => "unavailable",
+            Self::GatewayTimeout => "gateway-timeout",
+        }
+    }
+
     /// The words for a refusal that came without a reason.
     fn phrase(self) -> &'static str {
         match self {

@@ -37,14 +37,21 @@ pub(super) async fn serve<G: Gateway>(
             early,
             tunnel,
         }) => {
+            let after = arrival.accepted_at.elapsed();
+            gateway.metrics().opened_after.observe(after.as_secs_f64());
             let request = RequestInfo { target, arrival };
             gateway.relay(client, early, tunnel, request).await;
         }
         Err(NotEstablished::Refused { target, refusal }) => {
+            let refused = gateway.metrics().refused.get(refusal.status.word());
+            refused.inc();
             log_refusal(&arrival, target.as_ref(), &refusal);
             answer_refusal(client, &refusal).await;
         }
         Err(NotEstablished::ClientLeft { target, cause }) => {
+            if target.is_some() {
+                gateway.metrics().cancelled.inc();
+            }
             log_departure(&arrival, target.as_ref(), cause.as_ref());
         }
     }

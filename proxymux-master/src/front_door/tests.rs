@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{serve::serve, *};
+use proxymux_transport::metrics::Registry;
 
 mod contract;
 mod log;
@@ -42,6 +43,7 @@ struct FakeState {
     asked: Mutex<Vec<(String, Duration)>>,
     cancelled: AtomicUsize,
     relayed: mpsc::Sender<Relayed>,
+    metrics: DoorMetrics,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,7 @@ impl Fake {
                 asked,
                 cancelled,
                 relayed,
+                metrics: DoorMetrics::register(&mut Registry::default()),
             })),
             receiver,
         )
@@ -111,6 +114,10 @@ impl Fake {
 
 impl Gateway for Fake {
     type Tunnel = ();
+
+    fn metrics(&self) -> &DoorMetrics {
+        &self.0.metrics
+    }
 
     async fn open(&self, target: &TargetAddr, budget: Duration) -> Result<(), Refusal> {
         self.0

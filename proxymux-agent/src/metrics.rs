@@ -1,0 +1,140 @@
+//! The agent's metrics: the registry and every name in it.
+//!
+//! Owns what is counted about this agent and the closed lists of its labels. What both daemons
+//! count alike is in `proxymux_transport::metrics`. A new part gets a field here and is registered
+//! in [`Metrics::new`]; `docs/metrics.md` is made from the result, and a test compares them.
+
+use std::fmt;
+
+use proxymux_proto::{EndCode, RefuseCode};
+use proxymux_transport::{
+    metrics::{
+        Counters, Histogram, Moments, ProcessMetrics, Registry, SessionMetrics, StreamMetrics,
+        certificate_expiry, counters, encode, end_words, registry, times,
+    },
+    telemetry::Path,
+};
+
+use crate::session::EstablishError;
+
+/// All metrics of one run of the agent.
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) sessions: SessionMetrics,
+    /// Why the agent dials a master once more: its last session ended, or the attempt failed.
+    pub(crate) reconnects: Counters,
+    pub(crate) streams: StreamMetrics,
+    /// Requests of masters that came to no relay.
+    pub(crate) refused: Counters,
+    pub(crate) dials: Histogram,
+    /// When what is in force expires, by the words of [`CERTIFICATES`].
+    pub(crate) expiry: Moments,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = registry("proxymux_agent", env!("CARGO_PKG_VERSION"));
+        let r = &mut registry;
+        ProcessMetrics::register(r);
+        let sessions = SessionMetrics::register(r);
+        let reasons: Vec<_> = FAILURES.iter().copied().chain(end_words()).collect();
+        let reconnects = counters(
+            r,
+            (
+                "session_reconnects",
+                "Times that a master was to be dialled again, by why the last attempt failed or the last session ended",
+            ),
+            "reason",
+            &reasons,
+        );
+        let streams = StreamMetrics::register(r, PATHS);
+        let reasons: Vec<_> = RefuseCode::WORDS
+            .iter()
+            .copied()
+            .chain([CANCELLED])
+            .collect();
+        let refused = counters(
+            r,
+            (
+                "streams_refused",
+                "Requests of masters that came to no connection, by the reason that the access log has",
+            ),
+            "reason",
+            &reasons,
+        );
+        let dials = times(
+            r,
+            "dial_duration",
+            "How long connecting to the kubelet or another target took, successful or not",
+        );
+        let expiry = certificate_expiry(r, CERTIFICATES);
+        Self {
+            registry,
+            sessions,
+            reconnects,
+            streams,
+            refused,
+            dials,
+            expiry,
+        }
+    }
+
+    /// Everything in Prometheus' text form.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the admin address will ask"))]
+    pub(crate) fn scrape(&self) -> String {
+        encode(&self.registry)
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// The word for why there is no session, from [`FAILURES`] or [`EndCode::WORDS`].
+pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
+    use EstablishError as E;
+    match error {
+        E::Waiting(_) | E::Credentials(_) | E::Roots(_) | E::Blocking(_) => "certificates",
+        E::Bind { .. } | E::Connect(_) | E::ConnectTimedOut(_) | E::Socket(_) => "connect",
+        E::Tls(_) | E::TlsAfterwards(_) => "tls",
+        E::Over(_) | E::Open(_) | E::Send(_) | E::Unexpected(_) | E::NotAnswered(_) => {
+            "registration"
+        }
+        E::Rejected(end) => end.code.as_str(),
+        E::Version { .. } => EndCode::Version.as_str(),
+    }
+}
+
+const FAILURES: &[&str] = &["certificates", "connect", "tls", "registration"];
+
+/// The word for a request that the master took back.
+pub(crate) const CANCELLED: &str = "cancelled";
+
+const PATHS: &[Path] = &[Path::Session];
+
+/// Our own certificate, and the CA certificate that masters are checked with.
+const CERTIFICATES: &[&str] = &["own", "ca"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_agent_shows_every_metric_and_no_open_thing() {
+        let metrics = Metrics::new();
+        let text = metrics.scrape();
+
+        for zero in [
+            "proxymux_agent_sessions_open 0",
+            "proxymux_agent_streams_open{path=\"session\"} 0",
+            "proxymux_agent_streams_refused_total{reason=\"not-allowed\"} 0",
+            "proxymux_agent_session_reconnects_total{reason=\"connect\"} 0",
+            "proxymux_agent_session_reconnects_total{reason=\"silent\"} 0",
+            "proxymux_agent_dial_duration_seconds_count 0",
+        ] {
+            assert!(text.lines().any(|line| line == zero), "{zero} in:\n{text}");
+        }
+    }
+}

@@ -22,3 +22,4 @@ pub mod stream;
 mod stream_state;
 pub mod telemetry;
 pub mod tls;
+pub mod unix_socket;

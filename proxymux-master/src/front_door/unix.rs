@@ -1,96 +1,32 @@
 //! The front door on a Unix socket.
 //!
-//! Owns the socket's file: who may put one there, with which permissions, and when it goes.
-//! Leaves accepting to `accept` and clients to `serve`. Read [`UnixDoor::bind`] first.
-//!
-//! The file is never open to more users than configured, not even while it is made, and one that
-//! belongs to a living process, or is no socket, is never touched. Two masters that start at the
-//! same moment are told apart by a lock on the directory; the lock leaves nothing behind.
+//! Owns who its clients are, as far as the kernel tells, and how one is turned away.
+//! Leaves the socket's file to `proxymux_transport::unix_socket`, accepting to `accept` and
+//! clients to `serve`.
 
-use std::{
-    fs::{self, DirBuilder, File, Permissions, TryLockError},
-    io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path};
 
-use nix::sys::{
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-    stat::{Mode, fchmod},
-};
+use proxymux_transport::unix_socket::{UnixBindError, UnixSocket};
 use tokio::{
-    net::{UnixListener, UnixStream, unix::UCred},
+    net::{UnixStream, unix::UCred},
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep, timeout},
+    time::Instant,
 };
-use tracing::warn;
 
 use super::{Arrival, FrontDoors, Gateway, Refusal, accept::Door, serve::serve};
 
 /// A front door on a Unix socket. Dropping it removes the socket's file.
 #[derive(Debug)]
-pub(crate) struct UnixDoor {
-    /// Dropped before the listener: as long as that lives, the file's inode number cannot have
-    /// gone to another file, and no other master takes the socket for a dead one.
-    file: SocketFile,
-    listener: UnixListener,
-}
-
-/// Why there is no front door on that path.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UnixBindError {
-    #[error("socket {} is in use by another process", .path.display())]
-    InUse { path: PathBuf },
-    #[error("{} is no socket, expected a socket or nothing; it was left alone", .path.display())]
-    NotASocket { path: PathBuf },
-    #[error(
-        "directory {} for the socket of a front door does not exist; create it: mkdir -p {}",
-        .directory.display(), .directory.display()
-    )]
-    NoDirectory { directory: PathBuf },
-    #[error("directory {} is locked by another process, tried for {tried:?}", .directory.display())]
-    Locked { directory: PathBuf, tried: Duration },
-    #[error("socket path {} has {len} bytes, expected at most {MAX_PATH_LEN}", .path.display())]
-    PathTooLong { path: PathBuf, len: usize },
-    #[error("cannot {action} {}", .path.display())]
-    Failed {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-}
+pub(crate) struct UnixDoor(UnixSocket);
 
 impl UnixDoor {
     /// Listens at `path`, with these permission bits on the socket's file.
-    ///
-    /// The last component of the directory is created if it is missing (`/run` is empty after a
-    /// reboot), for this user and its group. A socket that a dead process has left is replaced.
     ///
     /// # Errors
     ///
     /// Says what is in the way, and leaves it there.
     pub(crate) async fn bind(path: &Path, mode: u32) -> Result<Self, UnixBindError> {
-        let len = path.as_os_str().len();
-        if len > MAX_PATH_LEN {
-            return Err(UnixBindError::PathTooLong {
-                path: path.to_owned(),
-                len,
-            });
-        }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        make_directory(directory)?;
-        let _lock = lock(directory).await?;
-        clear_the_way(path).await?;
-        let (file, socket) = make_socket(path, mode)?;
-        let listener = UnixListener::from_std(socket.into()).map_err(failed("listen at", path))?;
-        Ok(Self { file, listener })
+        UnixSocket::bind(path, mode, "a front door").await.map(Self)
     }
 }
 
@@ -98,11 +34,12 @@ impl Door for UnixDoor {
     type Incoming = UnixStream;
 
     fn name(&self) -> String {
-        format!("unix:{}", self.file.path.display())
+        format!("unix:{}", self.0.path().display())
     }
 
     async fn accept(&self) -> io::Result<UnixStream> {
-        self.listener
+        self.0
+            .listener()
             .accept()
             .await
             .map(|(stream, _unnamed)| stream)
@@ -146,155 +83,6 @@ fn describe(credentials: io::Result<UCred>) -> String {
         Err(_) => "unix".to_owned(),
     }
 }
-
-fn make_directory(directory: &Path) -> Result<(), UnixBindError> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(UnixBindError::NoDirectory {
-            directory: directory.to_owned(),
-        }),
-        // It may exist all the same, where we may not create anything beside it.
-        Err(_) if directory.is_dir() => Ok(()),
-        Err(error) => Err(failed("create directory", directory)(error)),
-    }
-}
-
-/// Keeps other masters from looking at, removing or making sockets in the directory.
-async fn lock(directory: &Path) -> Result<File, UnixBindError> {
-    let file = File::open(directory).map_err(failed("open directory", directory))?;
-    let started = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(error)) => return Err(failed("lock", directory)(error)),
-            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_LIMIT => {
-                sleep(LOCK_PAUSE).await;
-            }
-            Err(TryLockError::WouldBlock) => {
-                let directory = directory.to_owned();
-                return Err(UnixBindError::Locked {
-                    directory,
-                    tried: LOCK_LIMIT,
-                });
-            }
-        }
-    }
-}
-
-/// Removes the socket of a dead process, and nothing else.
-async fn clear_the_way(path: &Path) -> Result<(), UnixBindError> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("look at", path)(error)),
-        Ok(metadata) if metadata.file_type().is_socket() => {}
-        Ok(_) => {
-            return Err(UnixBindError::NotASocket {
-                path: path.to_owned(),
-            });
-        }
-    }
-    // Only a refusal proves that nobody listens. A full queue, or no answer, is a living process.
-    match timeout(PROBE_LIMIT, UnixStream::connect(path)).await {
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("remove the dead socket", path))
-        }
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(failed("find out whether anybody listens at", path)(error))
-        }
-        Ok(Ok(_) | Err(_)) | Err(_) => Err(UnixBindError::InUse {
-            path: path.to_owned(),
-        }),
-    }
-}
-
-fn make_socket(path: &Path, mode: u32) -> Result<(SocketFile, OwnedFd), UnixBindError> {
-    let socket = bind_for_us_alone(path)?;
-    // From here on the file is ours, and goes if anything fails.
-    let file = SocketFile::new(path).map_err(failed("look at", path))?;
-    listen(&socket, Backlog::MAXCONN).map_err(|errno| failed("listen at", path)(errno.into()))?;
-    fs::set_permissions(path, Permissions::from_mode(mode))
-        .map_err(failed("set the permissions of", path))?;
-    Ok((file, socket))
-}
-
-/// A bound socket whose file nobody but this user can connect to.
-///
-/// The file gets the permissions that the socket has when it is bound (`unix_bind` in the kernel's
-/// net/unix/af_unix.c), so it is closed to others from its first moment on. The umask could do the
-/// same, but it belongs to the whole process.
-fn bind_for_us_alone(path: &Path) -> Result<OwnedFd, UnixBindError> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .map_err(|errno| failed("make a socket for", path)(errno.into()))?;
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)
-        .map_err(|errno| failed("restrict the socket for", path)(errno.into()))?;
-    let address = UnixAddr::new(path).map_err(|errno| failed("name", path)(errno.into()))?;
-    bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
-        nix::Error::EADDRINUSE => UnixBindError::InUse {
-            path: path.to_owned(),
-        },
-        errno => failed("bind", path)(errno.into()),
-    })?;
-    Ok(socket)
-}
-
-/// The file of a listening socket, removed on drop unless another file has taken its place.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
-    }
-
-    fn is_still_ours(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode)
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if !self.is_still_ours() {
-            warn!(path = %self.path.display(), "socket was replaced or removed by somebody else");
-        } else if let Err(error) = fs::remove_file(&self.path) {
-            warn!(path = %self.path.display(), %error, "socket could not be removed");
-        }
-    }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UnixBindError {
-    let path = path.to_owned();
-    move |source| UnixBindError::Failed {
-        action,
-        path,
-        source,
-    }
-}
-
-/// `sun_path` has 108 bytes, one of which ends it (unix(7)).
-const MAX_PATH_LEN: usize = 107;
-
-/// Whoever may connect must be able to enter the directory: its owner and group.
-const DIRECTORY_MODE: u32 = 0o750;
-
-/// A starting master holds the lock no longer than it takes to look at one socket.
-const LOCK_LIMIT: Duration = Duration::from_secs(3);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// The kernel answers a connect to a Unix socket at once; this only bounds a surprise.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

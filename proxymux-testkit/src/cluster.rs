@@ -322,6 +322,12 @@ impl Cluster {
             .expect("the test has started this agent")
     }
 
+    /// A master and a node's agent side by side; `None` unless both were started.
+    pub fn daemons(&self, master: usize, node: usize) -> Option<(&Daemon, &Daemon)> {
+        let master = self.masters.get(master)?.as_ref()?;
+        Some((master, self.agents.get(node)?.as_ref()?))
+    }
+
     /// A running kubelet.
     ///
     /// # Panics

@@ -23,10 +23,7 @@ use std::{env, fs, io, process};
 
 use anyhow::{Context, Result, bail};
 use proxymux_testkit::{cluster::BIN_DIR_VARIABLE, netns::Topology};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 
 use self::{
     checks::{CheckFailed, Checks},
@@ -34,6 +31,7 @@ use self::{
     screen::{Screen, span},
     stage::{Stage, Who},
 };
+use crate::interrupts::Interrupts;
 
 /// What the demo is asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -231,39 +229,6 @@ fn left_behind() -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// The signals that ask a program in a terminal to end.
-#[derive(Debug)]
-struct Interrupts {
-    ctrl_c: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Interrupts {
-    fn listen() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            ctrl_c: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for the next one. Cancel-safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.ctrl_c.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
-        }
-    }
-
-    /// Whether one has come, or is just about to.
-    async fn came(&mut self) -> bool {
-        timeout(JUST_ABOUT, self.next()).await.is_ok()
-    }
-}
-
 const INTRODUCTION: &str = "For kubectl logs, for exec and for metrics a control plane connects to \
     the kubelet of a node. Where nodes stand in a private subnet it cannot. Here each node's agent \
     dials out to the master and keeps one session there, and the master carries kube-apiserver's \
@@ -272,6 +237,4 @@ const INTRODUCTION: &str = "For kubectl logs, for exec and for metrics a control
 
 /// Enough to see how it came to a failure.
 const LAST_LINES: usize = 12;
-/// How much later than our children we may notice a signal that was sent to all of us.
-const JUST_ABOUT: std::time::Duration = std::time::Duration::from_millis(200);
 const NAMESPACES: &str = "/run/netns";

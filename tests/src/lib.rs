@@ -1,10 +1,11 @@
-//! What the end-to-end tests share, and the demo.
+//! What the end-to-end tests share, the demo, and the bench.
 //!
 //! The tests themselves are in `tests/`, a file or a directory for each subject; here are the
 //! helpers that several of them use. Machines, certificates and stand-ins are the testkit's.
 
 pub mod access;
 pub mod asking;
+pub mod bench;
 pub mod bystander;
 pub mod demo;
 pub mod doors;
@@ -12,6 +13,7 @@ pub mod etc_hosts;
 pub mod events;
 pub mod far_target;
 pub mod following;
+pub mod interrupts;
 pub mod latency;
 pub mod limits;
 pub mod programs;

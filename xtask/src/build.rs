@@ -8,6 +8,9 @@ use crate::{command::Command, workspace::Workspace};
 /// The relay moves gigabytes there: it is optimised, with all checks on.
 pub(crate) const TESTED_PROFILE: &str = "itest";
 
+/// What is shipped, and what the bench measures: optimised as a whole.
+pub(crate) const SHIPPED_PROFILE: &str = "release";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Build what is shipped: optimised as a whole, takes minutes
@@ -18,7 +21,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::enter()?;
     let (profile, directory) = if options.release {
-        ("release", "release")
+        (SHIPPED_PROFILE, SHIPPED_PROFILE)
     } else {
         ("dev", "debug")
     };

@@ -9,6 +9,7 @@
     reason = "a command line tool: its output is its product"
 )]
 
+mod bench;
 mod build;
 mod check;
 mod command;
@@ -41,6 +42,8 @@ enum Verb {
     Setup(setup::Options),
     /// Show a cluster in network namespaces: logs through the tunnel
     Demo(demo::Options),
+    /// Measure what the tunnel costs, held against plain TCP
+    Bench(bench::Options),
     /// Fuzz the decoders
     Fuzz(fuzz::Options),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Build(options) => build::run(&options),
         Verb::Setup(options) => setup::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
     };
     match result {

@@ -1,0 +1,184 @@
+//! One measurement of one case, from a machine at rest to a sample.
+//!
+//! Owns what each [`Measure`] is, and that every one of them is held against the logs before it
+//! counts. Repeating them in turn and taking medians is the caller's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{
+    case::Stage,
+    client::Direction,
+    path::{Seen, Watch},
+    plan::Plan,
+    stats::{gib, median, micros},
+};
+
+/// Something that is measured of every case in every round.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Measure {
+    /// Over so many connections.
+    Transfer(Direction, u64),
+    Request,
+    Open,
+}
+
+/// What one measurement gave; what it does not give is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Sample {
+    pub(super) gib_per_s: Option<f64>,
+    pub(super) cpu_s_per_gib: Option<f64>,
+    pub(super) p50_us: Option<f64>,
+    pub(super) p99_us: Option<f64>,
+    /// Parts of `cpu_s_per_gib`, from the daemons' own accounts: good on a busy machine too.
+    pub(super) agent_cpu_s_per_gib: Option<f64>,
+    pub(super) master_cpu_s_per_gib: Option<f64>,
+}
+
+impl Measure {
+    /// All of a plan, in the order in which they are measured.
+    pub(super) fn all(plan: &Plan) -> Vec<Self> {
+        let mut all = Vec::new();
+        for &streams in plan.streams {
+            for direction in [Direction::Download, Direction::Upload] {
+                all.push(Self::Transfer(direction, streams));
+            }
+        }
+        all.extend([Self::Request, Self::Open]);
+        all
+    }
+
+    /// As it stands in the results.
+    pub(super) fn metric(self) -> &'static str {
+        match self {
+            Self::Transfer(Direction::Download, _) => DOWNLOAD,
+            Self::Transfer(Direction::Upload, _) => UPLOAD,
+            Self::Request => REQUEST,
+            Self::Open => OPEN,
+        }
+    }
+
+    /// How many connections it uses at a time.
+    pub(super) fn streams(self) -> u64 {
+        match self {
+            Self::Transfer(_, streams) => streams,
+            Self::Request | Self::Open => 1,
+        }
+    }
+
+    /// Measures once. `background` is what the machine spends by itself, in processor seconds
+    /// per second.
+    pub(super) async fn take(self, stage: &Stage, plan: &Plan, background: f64) -> Result<Sample> {
+        let (client, host) = (stage.client()?, stage.client_host());
+        let watch = Watch::begin(stage);
+        let (sample, traffic) = match self {
+            Self::Transfer(direction, streams) => {
+                let bytes = plan.transfer_bytes;
+                let before = cpu_of_daemons(stage)?;
+                let moving = host.spawn(client.transfer(direction, streams, bytes));
+                let transfer = moving.await.context("the client's task")??;
+                let after = cpu_of_daemons(stage)?;
+                let (spent, gib) = (transfer.spent, gib(bytes));
+                let own = before.zip(after).map(|([m0, a0], [m1, a1])| {
+                    [m1 - m0, a1 - a0].map(|cpu| cpu.as_secs_f64() / gib)
+                });
+                let sample = Sample {
+                    gib_per_s: Some(gib / spent.wall.as_secs_f64()),
+                    cpu_s_per_gib: Some(spent.busy_above(background) / gib),
+                    master_cpu_s_per_gib: own.map(|[master, _]| master),
+                    agent_cpu_s_per_gib: own.map(|[_, agent]| agent),
+                    ..Sample::default()
+                };
+                (sample, transfer.traffic)
+            }
+            Self::Request | Self::Open => {
+                let series = if self == Self::Request {
+                    host.spawn(client.requests(plan.requests))
+                } else {
+                    host.spawn(client.opens(plan.opens))
+                };
+                let series = series.await.context("the client's task")??;
+                let [p50, p99] = [50, 99].map(|p| micros(series.latencies.percentile(p)));
+                let sample = Sample {
+                    p50_us: Some(p50),
+                    p99_us: Some(p99),
+                    ..Sample::default()
+                };
+                (sample, series.traffic)
+            }
+        };
+        watch.settle(stage, traffic, Seen::All).await?;
+        Ok(sample)
+    }
+}
+
+impl Sample {
+    /// The median of each number by itself.
+    pub(super) fn median_of(samples: &[Self]) -> Self {
+        let of = |number: fn(&Self) -> Option<f64>| median(samples.iter().filter_map(number));
+        Self {
+            gib_per_s: of(|sample| sample.gib_per_s),
+            cpu_s_per_gib: of(|sample| sample.cpu_s_per_gib),
+            p50_us: of(|sample| sample.p50_us),
+            p99_us: of(|sample| sample.p99_us),
+            agent_cpu_s_per_gib: of(|sample| sample.agent_cpu_s_per_gib),
+            master_cpu_s_per_gib: of(|sample| sample.master_cpu_s_per_gib),
+        }
+    }
+
+    /// A few words for the one who waits.
+    pub(super) fn words(&self) -> String {
+        match (self.gib_per_s, self.cpu_s_per_gib, self.p50_us, self.p99_us) {
+            (Some(speed), Some(cpu), ..) => format!("{speed:.2} GiB/s, {cpu:.2} CPU s/GiB"),
+            (.., Some(p50), Some(p99)) => format!("p50 {p50:.0} us, p99 {p99:.0} us"),
+            _ => "nothing".to_owned(),
+        }
+    }
+}
+
+/// Processor time that master and agent have used, if the case has any.
+fn cpu_of_daemons(stage: &Stage) -> Result<Option<[Duration; 2]>> {
+    stage.daemons().map(|daemons| daemons.cpu()).transpose()
+}
+
+pub(super) const DOWNLOAD: &str = "download";
+pub(super) const UPLOAD: &str = "upload";
+pub(super) const REQUEST: &str = "request";
+pub(super) const OPEN: &str = "open";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_has_a_median_of_its_own() {
+        let sample = |speed, cpu| Sample {
+            gib_per_s: Some(speed),
+            cpu_s_per_gib: Some(cpu),
+            ..Sample::default()
+        };
+        let samples = [sample(1.0, 9.0), sample(3.0, 2.0), sample(2.0, 4.0)];
+        assert_eq!(Sample::median_of(&samples), sample(2.0, 4.0));
+        assert_eq!(Sample::median_of(&[]), Sample::default());
+    }
+
+    #[test]
+    fn every_transfer_is_made_with_every_number_of_connections() {
+        let all: Vec<_> = Measure::all(&Plan::full())
+            .into_iter()
+            .map(|measure| (measure.metric(), measure.streams()))
+            .collect();
+        assert_eq!(
+            all,
+            [
+                ("download", 1),
+                ("upload", 1),
+                ("download", 8),
+                ("upload", 8),
+                ("request", 1),
+                ("open", 1),
+            ]
+        );
+    }
+}

@@ -1,0 +1,58 @@
+//! The bench's command: arguments and exit code. `cargo xtask bench` builds and starts it.
+//!
+//! Exit codes: 0 all was measured, whatever the figures are, 1 something could not be or took
+//! another path than its case names, 2 wrong arguments, 130 interrupted before it was done.
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use proxymux_tests::bench::{self, Ending, Options, Plan};
+
+/// Measures what the tunnel costs, in network namespaces, held against plain TCP.
+///
+/// Needs root, and the directory of the two daemons in PROXYMUX_BIN_DIR: `cargo xtask bench`
+/// builds them and sets it.
+#[derive(Debug, Parser)]
+#[command(name = "proxymux-bench", version)]
+struct Args {
+    /// Less of everything, done within a minute
+    #[arg(long)]
+    quick: bool,
+    /// So little of everything that the figures are worth nothing: for testing the bench
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    tiny: bool,
+    /// Write the results to this file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let plan = if args.quick {
+        Plan::quick()
+    } else if args.tiny {
+        Plan::tiny()
+    } else {
+        Plan::full()
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("proxymux-bench: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let json = args.json;
+    let ended = runtime.block_on(bench::run(Options { plan, json }, &mut io::stdout()));
+    match ended {
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => {
+            eprintln!("proxymux-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What shells report for a program that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;

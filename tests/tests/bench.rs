@@ -1,0 +1,183 @@
+//! The bench itself: that it measures every part of what it promises, tells it in the promised
+//! form, and leaves nothing behind. Its figures are worth nothing at these sizes.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
+use proxymux_testkit::{cluster::BIN_DIR_VARIABLE, process::Daemon};
+use serde_json::Value;
+
+#[test]
+fn every_part_is_measured_and_told_in_the_promised_form() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let file = place.path().join("results.json");
+    let mut bench = Daemon::spawn("bench", bench(&["--tiny", "--json"], Some(&file)))?;
+
+    let status = bench.wait(LIMIT)?;
+
+    assert_eq!(status.code(), Some(0));
+    let json: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+    let rows = json["results"].as_array().context("no results")?;
+    for (case, metric, streams, numbers) in EXPECTED {
+        let row = rows
+            .iter()
+            .find(|row| {
+                row["case"] == *case && row["metric"] == *metric && row["streams"] == *streams
+            })
+            .with_context(|| format!("no row {case} {metric} {streams}: {rows:#?}"))?;
+        for field in FIELDS {
+            ensure!(row.get(field).is_some(), "no field {field} in {row}");
+        }
+        for field in *numbers {
+            ensure!(
+                row[*field].as_f64().is_some_and(|number| number >= 0.0),
+                "{field} of {row}"
+            );
+        }
+    }
+    let ratios = &json["ratios"]["session/plain-tcp"];
+    for field in RATIOS {
+        // At this size plain TCP may need no processor time that can be seen.
+        ensure!(ratios.get(field).is_some(), "no {field} in {ratios}");
+    }
+    for field in ["cpu", "cores", "kernel", "load_average_before"] {
+        ensure!(
+            !json["machine"][field].is_null(),
+            "no {field} of the machine"
+        );
+    }
+    ensure!(json["background_cpu_s_per_s"].is_number(), "no background");
+    let figures = json["figures"].as_array().context("no figures")?;
+    ensure!(figures.len() >= 11, "{figures:#?}");
+    bench.wait_for_line("figures to reach:", Duration::ZERO)?;
+    nothing_is_left_of(bench.pid())
+}
+
+#[test]
+fn help_shows_the_options_and_needs_no_privilege() -> Result<()> {
+    let output = bench(&["--help"], None)
+        .env_remove(BIN_DIR_VARIABLE)
+        .output()?;
+
+    let text = String::from_utf8(output.stdout)?;
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        text.contains("--quick") && text.contains("--json <FILE>"),
+        "{text}"
+    );
+    assert!(!text.contains("--tiny"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn an_unknown_argument_is_refused() -> Result<()> {
+    let output = bench(&["--fast"], None).output()?;
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr)?.contains("'--fast'"));
+    Ok(())
+}
+
+#[test]
+fn what_would_stop_it_at_the_end_stops_it_at_the_beginning() -> Result<()> {
+    let nowhere = Path::new("/nonexistent/results.json");
+    let no_directory = bench(&["--tiny", "--json"], Some(nowhere)).output()?;
+    let no_daemons = bench(&["--tiny"], None)
+        .env_remove(BIN_DIR_VARIABLE)
+        .output()?;
+
+    let text = String::from_utf8(no_directory.stderr)?;
+    assert_eq!(no_directory.status.code(), Some(1));
+    assert!(
+        text.contains("cannot write /nonexistent/results.json"),
+        "{text}"
+    );
+    let text = String::from_utf8(no_daemons.stderr)?;
+    assert_eq!(no_daemons.status.code(), Some(1));
+    assert!(text.contains("start it as `cargo xtask bench`"), "{text}");
+    Ok(())
+}
+
+fn bench(arguments: &[&str], file: Option<&Path>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proxymux-bench"));
+    command.args(arguments).args(file);
+    command
+}
+
+fn nothing_is_left_of(bench: Pid) -> Result<()> {
+    let prefix = format!("pxm-{bench}-");
+    for entry in fs::read_dir("/run/netns")? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        ensure!(
+            !name.starts_with(&prefix),
+            "namespace {name} is still there"
+        );
+    }
+    Ok(())
+}
+
+/// Case, metric, streams, and which numbers the row has.
+type Expected = (&'static str, &'static str, u64, &'static [&'static str]);
+
+const EXPECTED: &[Expected] = &[
+    ("plain-tcp", "download", 1, BULK),
+    ("plain-tcp", "download", 2, BULK),
+    ("plain-tcp", "upload", 1, BULK),
+    ("plain-tcp", "upload", 2, BULK),
+    ("plain-tcp", "request", 1, LATENCY),
+    ("plain-tcp", "open", 1, LATENCY),
+    ("session", "download", 1, BULK),
+    ("session", "download", 2, BULK),
+    ("session", "upload", 1, BULK),
+    ("session", "upload", 2, BULK),
+    ("session", "request", 1, LATENCY),
+    ("session", "open", 1, LATENCY),
+    ("session", "rss", 0, IDLE),
+    ("session", "rss", 4, MEMORY),
+    ("session", "stalled", 3, PATIENCE),
+];
+
+const BULK: &[&str] = &["gib_per_s", "cpu_s_per_gib"];
+const LATENCY: &[&str] = &["p50_us", "p99_us"];
+const MEMORY: &[&str] = &[
+    "agent_rss_kib",
+    "master_rss_kib",
+    "agent_rss_file_kib",
+    "master_rss_file_kib",
+];
+const IDLE: &[&str] = &[
+    "agent_rss_kib",
+    "master_rss_kib",
+    "agent_rss_file_kib",
+    "master_rss_file_kib",
+    "agent_voluntary_switches_per_s",
+    "window_s",
+];
+const PATIENCE: &[&str] = &["p50_us", "p99_us", "quiet_p50_us", "quiet_p99_us"];
+
+/// In every row.
+const FIELDS: [&str; 9] = [
+    "case",
+    "metric",
+    "streams",
+    "gib_per_s",
+    "cpu_s_per_gib",
+    "p50_us",
+    "p99_us",
+    "agent_rss_kib",
+    "master_rss_kib",
+];
+
+const RATIOS: [&str; 6] = [
+    "download_throughput",
+    "download_cpu",
+    "upload_throughput",
+    "upload_cpu",
+    "request_p50",
+    "open_p50",
+];
+
+/// It takes some seconds; a machine may be busy.
+const LIMIT: Duration = Duration::from_secs(120);

@@ -9,12 +9,16 @@ use std::{
     fmt, net::SocketAddr, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration,
 };
 
-pub use self::address::{
-    cidr, cidr_or_ip, ip, listen_addr, node_ip, port, port_range, server_name, socket_addr,
-    split_port,
+pub use self::{
+    address::{
+        cidr, cidr_or_ip, ip, listen_addr, node_ip, port, port_range, server_name, socket_addr,
+        split_port,
+    },
+    size::{ByteSize, size},
 };
 
 mod address;
+mod size;
 
 /// What is wrong with a value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -41,6 +45,20 @@ pub enum ValueError {
         min: u32,
         /// The upper bound.
         max: u32,
+    },
+    /// No size.
+    #[error("must be a size with its unit such as 512KiB, 64MiB or 1GiB")]
+    NotASize,
+    /// A unit of powers of ten, which may be meant or not.
+    #[error("must be in KiB, MiB or GiB, which are powers of 1024")]
+    DecimalSize,
+    /// A size out of its bounds.
+    #[error("must be from {min} to {max}")]
+    SizeOutOfRange {
+        /// The lower bound.
+        min: ByteSize,
+        /// The upper bound.
+        max: ByteSize,
     },
     /// None of the words that the key takes.
     #[error("must be {}", list_words(.words))]

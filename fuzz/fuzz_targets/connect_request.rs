@@ -6,13 +6,15 @@
 
 #![no_main]
 
-use proxymux_master::front_door::connect::{MAX_HEADER_LEN, Parsed, parse};
+use proxymux_master::front_door::connect::{Parsed, parse};
+
+const MAX_HEADER_LEN: usize = 16 * 1024;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((sizes, bytes)) = input.split_first_chunk::<4>() else {
         return;
     };
-    let parsed = parse(bytes);
+    let parsed = parse(bytes, MAX_HEADER_LEN);
     assert_eq!(parse_in_pieces(bytes, sizes), parsed);
     match parsed {
         Parsed::NeedMore => assert!(bytes.len() < MAX_HEADER_LEN, "never says that it is enough"),
@@ -36,7 +38,8 @@ fn parse_in_pieces(bytes: &[u8], sizes: &[u8]) -> Parsed {
             .pow(2)
             .max(1);
         end = bytes.len().min(end + size);
-        let parsed = parse(bytes.get(..end).expect("the end was cut to the length"));
+        let piece = bytes.get(..end).expect("the end was cut to the length");
+        let parsed = parse(piece, MAX_HEADER_LEN);
         if parsed != Parsed::NeedMore || end == bytes.len() {
             return parsed;
         }

@@ -26,6 +26,7 @@ use tokio_util::{
 };
 
 use crate::{
+    admission::NoTurn,
     half_open::{HalfOpen, HalfOpenGuard},
     master::Master,
     session::{self, Candidate, RegistrationError},
@@ -73,6 +74,8 @@ enum ArrivalError {
     Registration(#[source] RegistrationError),
     #[error("too many half-open connections")]
     Evicted,
+    #[error("too many handshakes")]
+    NoTurn(#[source] NoTurn),
 }
 
 impl AgentDoor {
@@ -128,15 +131,12 @@ impl AgentDoor {
         let guard = self.half_open.enter(peer.ip());
         let (tls, master) = (Arc::clone(&self.tls), Arc::clone(&self.master));
         self.sessions.spawn(async move {
-            let error = match candidate(connection, peer, tls, &master, guard).await {
-                Ok(candidate) => return session::run(candidate, master).await,
-                Err(error) => error,
-            };
-            master.metrics.arrivals_failed.get(error.word()).inc();
-            match error {
-                // Scanners and health checks do this all day.
-                ArrivalError::Gone => tracing::debug!(%peer, %error, "no session"),
-                error => tracing::warn!(%peer, error = chain(&error), "connection refused"),
+            match candidate(connection, peer, tls, &master, guard).await {
+                Ok(candidate) => session::run(candidate, master).await,
+                Err(error) => {
+                    master.metrics.arrivals_failed.get(error.word()).inc();
+                    log_refusal(peer, &error, &master);
+                }
             }
         });
     }
@@ -153,6 +153,25 @@ impl ArrivalError {
             Self::Identity(_) => "identity",
             Self::Registration(_) => "registration",
             Self::Evicted => "evicted",
+            Self::NoTurn(_) => "no-turn",
+        }
+    }
+}
+
+fn log_refusal(peer: SocketAddr, error: &ArrivalError, master: &Master) {
+    match error {
+        // Scanners and health checks do this all day.
+        ArrivalError::Gone => tracing::debug!(%peer, %error, "no session"),
+        // Told where it was decided, once for all of them.
+        ArrivalError::Evicted => tracing::debug!(%peer, %error, "connection refused"),
+        _ => {
+            let error = chain(error);
+            let Some(others) = master.refused.news(&peer.ip().to_string(), &error) else {
+                return tracing::debug!(%peer, error, "connection refused");
+            };
+            // Those that were not told since the last time.
+            let others = (others > 0).then_some(others);
+            tracing::warn!(%peer, error, others, "connection refused");
         }
     }
 }
@@ -176,11 +195,18 @@ async fn establish(
     tls: Arc<ServerConfig>,
     master: &Master,
 ) -> Result<Candidate, ArrivalError> {
-    let deadline = Instant::now() + HANDSHAKE_LIMIT;
     await_first_byte(&connection).await?;
     socket::prepare_session(&connection).map_err(ArrivalError::Io)?;
     let session_socket = SessionSocket::new(&connection).map_err(ArrivalError::Io)?;
-    let secured = tls::accept(connection, tls, deadline)
+    let turn = master
+        .admission
+        .turn()
+        .await
+        .map_err(ArrivalError::NoTurn)?;
+    // Only from here on is the peer to be measured by its time.
+    let deadline = Instant::now() + HANDSHAKE_LIMIT;
+    let secured = turn
+        .perform(tls::accept(connection, tls, deadline))
         .await
         .map_err(ArrivalError::Tls)?;
     let identity = NodeIdentity::from_certificate(&secured.peer.certificate);
@@ -247,7 +273,7 @@ fn count(number: u32) -> usize {
 /// A client hello follows the connection's acknowledgement; this is three lost packets.
 const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(2);
 
-/// First byte and handshake together.
+/// The handshake, from its turn on: three lost packets.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the refusal of a peer that is no node may take to be sent, and a session to end.

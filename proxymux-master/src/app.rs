@@ -19,7 +19,7 @@ use crate::{
     agents::AgentDoor,
     claims::{NodeList, NodeListError, Policy},
     config::{Config, FrontDoor, NodeAddressFile, NodeAddresses},
-    front_door::{FrontDoors, TcpDoor, TlsSettings, UnixDoor},
+    front_door::{FrontDoors, RequestLimits, TcpDoor, TlsSettings, UnixDoor},
     gateway::Gateway,
     master::Master,
 };
@@ -188,7 +188,12 @@ fn run_front_doors(
     doors: &TaskTracker,
 ) {
     let gateway = Gateway::new(Arc::clone(master));
-    let front_doors = FrontDoors::new(gateway, master.config.connect_budget, requests.clone());
+    let limits = RequestLimits {
+        budget: master.config.connect_budget,
+        header_len: master.config.max_connect_header.bytes(),
+        header_time: master.config.connect_header_timeout,
+    };
+    let front_doors = FrontDoors::new(gateway, limits, requests.clone());
     for door in bound {
         let (front_doors, stop) = (front_doors.clone(), master.shutdown.drain.clone());
         doors.spawn(async move {
@@ -255,6 +260,8 @@ async fn upkeep(master: Arc<Master>) {
             () = master.shutdown.drain.cancelled() => return,
         }
         master.registry.expire();
+        master.admission.calm_down();
+        master.refused.expire();
         match read_policy(&master.config.node_addresses) {
             Ok(policy) if in_force.as_ref() != Some(&policy) => {
                 tracing::info!("node-addresses has changed and is in force");

@@ -18,7 +18,10 @@ use std::{
 use proxymux_proto::TargetAddr;
 use proxymux_transport::config_file::{
     ConfigError, Document, UnknownKeys, Warning,
-    values::{AdminAddr, AutoOff, Choice as _, EffectiveSettings, LogFormat, show_duration_or_off},
+    values::{
+        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, LogFormat,
+        show_duration_or_off,
+    },
 };
 
 use self::raw::RawConfig;
@@ -62,6 +65,16 @@ pub struct Config {
     pub max_streams_per_node: NonZeroU32,
     /// How many of them may be waiting for the node's answer.
     pub max_pending_dials_per_node: NonZeroU32,
+    /// How many sessions there may be.
+    pub max_sessions: NonZeroU32,
+    /// How many TLS handshakes with agents may run at the same time.
+    pub max_handshakes: NonZeroU32,
+    /// How many agents may register within a second.
+    pub max_registrations_per_second: NonZeroU32,
+    /// The most bytes that a CONNECT request's header may have.
+    pub max_connect_header: ByteSize,
+    /// How long a request's header may take, unless [`Config::connect_budget`] is shorter.
+    pub connect_header_timeout: Duration,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Whether kube-apiserver checks kubelets' certificates itself.
@@ -127,6 +140,17 @@ impl Config {
             .add(
                 "max-pending-dials-per-node",
                 self.max_pending_dials_per_node,
+            )
+            .add("max-sessions", self.max_sessions)
+            .add("max-handshakes", self.max_handshakes)
+            .add(
+                "max-registrations-per-second",
+                self.max_registrations_per_second,
+            )
+            .add("max-connect-header", self.max_connect_header)
+            .add(
+                "connect-header-timeout",
+                show_duration_or_off(Some(self.connect_header_timeout)),
             )
             .add("log-format", self.log_format.word())
             .add("kubelet-certificates", self.kubelet_certificates.word())

@@ -85,11 +85,22 @@ pub(crate) struct Arrival {
     pub accepted_at: Instant,
 }
 
+/// What a request may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestLimits {
+    /// Within which time it is answered.
+    pub budget: Duration,
+    /// The most bytes of its header.
+    pub header_len: usize,
+    /// How long its header may take, unless the whole budget is shorter.
+    pub header_time: Duration,
+}
+
 /// All front doors of a master, and what they share.
 #[derive(Clone, Debug)]
 pub(crate) struct FrontDoors<G> {
     gateway: G,
-    budget: Duration,
+    limits: RequestLimits,
     /// One permit for each connection that is served.
     room: Arc<Semaphore>,
     /// Every task that serves a connection. The owner closes it and waits.
@@ -97,11 +108,11 @@ pub(crate) struct FrontDoors<G> {
 }
 
 impl<G: Gateway> FrontDoors<G> {
-    /// Front doors that answer every request within `budget`.
-    pub(crate) fn new(gateway: G, budget: Duration, tracker: TaskTracker) -> Self {
+    /// Front doors that hold every request to these limits.
+    pub(crate) fn new(gateway: G, limits: RequestLimits, tracker: TaskTracker) -> Self {
         Self {
             gateway,
-            budget,
+            limits,
             room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             tracker,
         }

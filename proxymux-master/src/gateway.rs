@@ -216,7 +216,7 @@ fn no_route(target: &TargetAddr, why: &str) -> Refusal {
 
 /// For how long after it was last seen a node is expected to come back by itself; also how long
 /// after the start of a master any node is. Longer than an agent's restart and its first attempts.
-const WAIT_FOR_RETURN: Duration = Duration::from_secs(15);
+pub(crate) const WAIT_FOR_RETURN: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests;

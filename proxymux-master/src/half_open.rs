@@ -12,6 +12,8 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use crate::trouble::Trouble;
+
 /// The connections that are half-open now.
 #[derive(Debug)]
 pub(crate) struct HalfOpen {
@@ -24,6 +26,7 @@ struct Waiting {
     next: u64,
     /// The oldest first.
     connections: Vec<(u64, IpAddr, CancellationToken)>,
+    crowd: Trouble,
 }
 
 /// One half-open connection, until it is dropped.
@@ -48,6 +51,8 @@ impl HalfOpen {
         let mut waiting = self.lock();
         if waiting.connections.len() >= self.room {
             waiting.evict_one();
+        } else if let Some(closed) = waiting.crowd.is_over() {
+            tracing::warn!(closed, "half-open connections have room again");
         }
         let number = waiting.next;
         waiting.next += 1;
@@ -79,8 +84,10 @@ impl Waiting {
             .position(|(_, s, _)| counts.get(s) == Some(&most));
         if let Some(at) = oldest {
             let (_, source, evicted) = self.connections.remove(at);
-            tracing::warn!(%source, half_open = most, "too many half-open connections, one closed");
             evicted.cancel();
+            if self.crowd.begins() {
+                tracing::warn!(%source, half_open = most, "too many half-open connections, some closed");
+            }
         }
     }
 }

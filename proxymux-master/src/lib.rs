@@ -3,6 +3,7 @@
 //! Start with `app` for the wiring, `registry` for which node is reached by which session,
 //! `gateway` for what happens to a request, `session` for the life of a session.
 
+mod admission;
 mod agents;
 pub mod app;
 mod claims;
@@ -19,3 +20,4 @@ mod routes;
 mod session;
 #[cfg(test)]
 mod testing;
+mod trouble;

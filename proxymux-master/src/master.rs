@@ -1,7 +1,8 @@
 //! What all parts of the running master share.
 //!
 //! Owns nothing that changes by itself: configuration, the run's random id, the registry of
-//! nodes, the routes, the metrics, and the tokens that end it. `app.rs` makes it.
+//! nodes, what is taken in, the routes, the metrics, and the tokens that end it. `app.rs` makes
+//! it.
 
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use proxymux_transport::shutdown::Shutdown;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    claims::Policy, config::Config, metrics::Metrics, registry::Registry, routes::Routes, session,
+    admission::Admission, claims::Policy, config::Config, metrics::Metrics, registry::Registry,
+    routes::Routes, session, trouble::Repeats,
 };
 
 /// The shared state of one run of the master.
@@ -21,6 +23,9 @@ pub(crate) struct Master {
     pub(crate) registry: Arc<Registry>,
     pub(crate) routes: Routes,
     pub(crate) metrics: Metrics,
+    pub(crate) admission: Arc<Admission>,
+    /// Why agents were refused lately, for the log.
+    pub(crate) refused: Repeats,
     pub(crate) shutdown: Shutdown,
     /// Cancelled when connections that do not belong to a session are out of time.
     pub(crate) cut: CancellationToken,
@@ -30,12 +35,15 @@ impl Master {
     pub(crate) fn new(config: Config, policy: Policy, shutdown: Shutdown) -> Arc<Self> {
         let routes = Routes::new(config.routes.iter().copied());
         let registry = Registry::new(policy);
+        let admission = Admission::new(&config);
         Arc::new(Self {
             config,
             id: session::random_id(),
             registry,
             routes,
             metrics: Metrics::new(),
+            admission,
+            refused: Repeats::default(),
             shutdown,
             cut: CancellationToken::new(),
         })

@@ -150,6 +150,7 @@ pub(crate) const ARRIVALS: &[&str] = &[
     "identity",
     "registration",
     "evicted",
+    "no-turn",
 ];
 
 /// What agents are shown and checked with, and the same of all TCP front doors.

@@ -23,7 +23,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::claims::{Change, Claims, Evidence, NoRangeHolder, Policy};
+use crate::{
+    admission::Presence,
+    claims::{Change, Claims, Evidence, NoRangeHolder, Policy},
+    gateway::WAIT_FOR_RETURN,
+};
 
 /// A session with a node's agent, as the rest of the master sees it.
 #[derive(Debug)]
@@ -189,6 +193,15 @@ impl Registry {
         let state = self.lock();
         let current = state.nodes.get(node).and_then(|node| node.current.as_ref());
         current.is_some_and(|session| session.instance == instance && !session.mux.is_over())
+    }
+
+    /// What is known of a node that is about to register.
+    pub(crate) fn presence(&self, node: &NodeName) -> Presence {
+        match self.lock().nodes.get(node) {
+            Some(node) if node.current.is_some() => Presence::Here,
+            Some(node) if node.seen.elapsed() < WAIT_FOR_RETURN => Presence::Awaited,
+            Some(_) | None => Presence::Away,
+        }
     }
 
     /// Who is to be asked for a target.

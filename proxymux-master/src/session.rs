@@ -21,8 +21,9 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::registration::{Candidate, RegistrationError, control_stream};
-use self::registration::{objection, registration};
+use self::registration::{log_no_registration, log_refusal, objection, registration};
 use crate::{
+    admission::SessionPlace,
     claims::Evidence,
     master::Master,
     registry::{EVICTED_STAY_AWAY, SessionCommand, SessionHandle},
@@ -40,9 +41,7 @@ pub(crate) async fn run(mut candidate: Candidate, master: Arc<Master>) {
         Ok(registration) => registration,
         Err(error) => {
             master.metrics.arrivals_failed.get("registration").inc();
-            let error = chain(&error);
-            tracing::warn!(peer = %peer, node = %certified, error, "session refused");
-            return;
+            return log_no_registration(&master, &certified, peer, &error);
         }
     };
     match Session::admit(candidate, &registration, Arc::clone(&master)) {
@@ -50,19 +49,7 @@ pub(crate) async fn run(mut candidate: Candidate, master: Arc<Master>) {
         Err((core, end)) => {
             let refused = &master.metrics.registrations_refused;
             refused.get(end.code.as_str()).inc();
-            let code = end.code.as_str();
-            let reason = end.message.clone();
-            match end.code {
-                EndCode::AlreadyConnected => {
-                    tracing::debug!(peer = %peer, node = %certified, reason, "session not needed");
-                }
-                EndCode::Superseded => {
-                    tracing::error!(peer = %peer, node = %certified, code, reason, "session refused");
-                }
-                _ => {
-                    tracing::warn!(peer = %peer, node = %certified, code, reason, "session refused");
-                }
-            }
+            log_refusal(&master, &certified, peer, &end);
             core.end(end, END_LIMIT).await;
         }
     }
@@ -75,6 +62,7 @@ struct Session {
     handle: Arc<SessionHandle>,
     commands: mpsc::Receiver<SessionCommand>,
     master: Arc<Master>,
+    _place: SessionPlace,
     /// The session takes no new streams and ends when the old ones have.
     finish: Option<Finish>,
     probe: Option<Probe>,
@@ -140,6 +128,11 @@ impl Session {
         if let Some(end) = objection(registration, &identity, &master) {
             return Err((core, end));
         }
+        let presence = master.registry.presence(&identity.name);
+        let place = match master.admission.register(presence) {
+            Ok(place) => place,
+            Err(end) => return Err((core, end)),
+        };
         let (command_tx, commands) = mpsc::channel(COMMAND_QUEUE);
         let handle = Arc::new(SessionHandle {
             node: identity.name.clone(),
@@ -183,6 +176,7 @@ impl Session {
             handle,
             commands,
             master,
+            _place: place,
             finish: None,
             probe: None,
             goodbye: None,

@@ -208,8 +208,9 @@ const MAX_STREAMS: usize = proxymux_proto::MAX_STREAMS as usize;
 /// Three lost packets on the way to a master that is far away.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// As the master's own limit, which counts from its side.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// A master lets a handshake wait for its turn for up to 10 s when a whole fleet returns, and then
+/// gives it 5 s; the rest is for the network.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A master that is busy with a whole fleet's return says so rather than be silent.
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(10);

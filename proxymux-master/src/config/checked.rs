@@ -17,7 +17,7 @@ use std::{
 use proxymux_proto::DEFAULT_SESSION_PORT;
 use proxymux_transport::config_file::{
     Mistakes, Refused, Setting,
-    values::{self, AdminAddr, ValueError},
+    values::{self, AdminAddr, ByteSize, ValueError},
 };
 
 use super::{
@@ -65,6 +65,25 @@ impl RawConfig {
                 .or(DEFAULT_PENDING_DIALS, m, |&number| {
                     values::count(number, MAX_PENDING_DIALS)
                 });
+        let max_sessions = self.max_sessions.or(DEFAULT_SESSIONS, m, |&number| {
+            values::count(number, MAX_SESSIONS)
+        });
+        let max_handshakes = self.max_handshakes.or(DEFAULT_HANDSHAKES, m, |&number| {
+            values::count(number, MAX_HANDSHAKES)
+        });
+        let max_registrations_per_second =
+            self.max_registrations_per_second
+                .or(DEFAULT_REGISTRATIONS, m, |&number| {
+                    values::count(number, MAX_REGISTRATIONS)
+                });
+        let max_connect_header = self.max_connect_header.or(DEFAULT_HEADER, m, |text| {
+            values::size(text, &(ByteSize::kib(1)..=ByteSize::kib(64)))
+        });
+        let connect_header_timeout =
+            self.connect_header_timeout
+                .or(DEFAULT_HEADER_TIMEOUT, m, |text| {
+                    values::duration(text, &(Duration::from_millis(100)..=Duration::from_mins(1)))
+                });
         let log_format = choice(&self.log_format, m);
         let kubelet_certificates = choice(&self.kubelet_certificates, m);
         let fast_path = choice(&self.fast_path, m);
@@ -84,6 +103,11 @@ impl RawConfig {
             drain_deadline: drain_deadline?,
             max_streams_per_node: max_streams_per_node?,
             max_pending_dials_per_node: max_pending_dials_per_node?,
+            max_sessions: max_sessions?,
+            max_handshakes: max_handshakes?,
+            max_registrations_per_second: max_registrations_per_second?,
+            max_connect_header: max_connect_header?,
+            connect_header_timeout: connect_header_timeout?,
             log_format: log_format?,
             kubelet_certificates: kubelet_certificates?,
             fast_path: fast_path?,
@@ -356,3 +380,26 @@ const MAX_STREAMS: u32 = 16_384;
 /// The multiplexer blocks new streams at 256 unacknowledged ones; this stays below.
 const DEFAULT_PENDING_DIALS: NonZeroU32 = NonZeroU32::new(128).expect("128 is not 0");
 const MAX_PENDING_DIALS: u32 = 200;
+
+/// Twice the 5,000 nodes that Kubernetes is made for: each may have a session that finishes its
+/// streams beside the one that has replaced it.
+const DEFAULT_SESSIONS: NonZeroU32 = NonZeroU32::new(10_000).expect("10,000 is not 0");
+/// One descriptor each, of the million that a process may usually be given at most.
+const MAX_SESSIONS: u32 = 100_000;
+
+/// A handshake is 2 ms of work or so, and otherwise waits for the other side. With so many at once
+/// a single processor is busy also where agents are 100 ms away, and none waits for the processor
+/// for more than a small part of the 5 s that it has.
+const DEFAULT_HANDSHAKES: NonZeroU32 = NonZeroU32::new(64).expect("64 is not 0");
+const MAX_HANDSHAKES: u32 = 1024;
+
+/// Half a second of one processor's work. A thousand agents are back after some 8 s, within the
+/// 15 s for which requests wait for them, and 5,000 after some 40 s.
+const DEFAULT_REGISTRATIONS: NonZeroU32 = NonZeroU32::new(250).expect("250 is not 0");
+const MAX_REGISTRATIONS: u32 = 10_000;
+
+/// kube-apiserver sends under 400 bytes; this leaves room for clients that add headers.
+const DEFAULT_HEADER: ByteSize = ByteSize::kib(16);
+
+/// Clients send the header in one piece.
+const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -22,6 +22,11 @@ pub(super) struct RawConfig {
     pub(super) drain_deadline: Setting<String>,
     pub(super) max_streams_per_node: Setting<u64>,
     pub(super) max_pending_dials_per_node: Setting<u64>,
+    pub(super) max_sessions: Setting<u64>,
+    pub(super) max_handshakes: Setting<u64>,
+    pub(super) max_registrations_per_second: Setting<u64>,
+    pub(super) max_connect_header: Setting<String>,
+    pub(super) connect_header_timeout: Setting<String>,
     pub(super) log_format: Setting<String>,
     pub(super) kubelet_certificates: Setting<String>,
     pub(super) fast_path: Setting<String>,
@@ -84,6 +89,11 @@ pub(super) const KEYS: &[&str] = &[
     "drain-deadline",
     "max-streams-per-node",
     "max-pending-dials-per-node",
+    "max-sessions",
+    "max-handshakes",
+    "max-registrations-per-second",
+    "max-connect-header",
+    "connect-header-timeout",
     "log-format",
     "kubelet-certificates",
     "fast-path",
@@ -138,6 +148,17 @@ impl RawConfig {
                 .text("a duration such as 30s", m),
             max_streams_per_node: root.take("max-streams-per-node").number(A_NUMBER, m),
             max_pending_dials_per_node: root.take("max-pending-dials-per-node").number(A_NUMBER, m),
+            max_sessions: root.take("max-sessions").number(A_NUMBER, m),
+            max_handshakes: root.take("max-handshakes").number(A_NUMBER, m),
+            max_registrations_per_second: root
+                .take("max-registrations-per-second")
+                .number(A_NUMBER, m),
+            max_connect_header: root
+                .take("max-connect-header")
+                .text("a size such as 16KiB", m),
+            connect_header_timeout: root
+                .take("connect-header-timeout")
+                .text("a duration such as 5s", m),
             log_format: root.take("log-format").text("text or json", m),
             kubelet_certificates: root
                 .take("kubelet-certificates")

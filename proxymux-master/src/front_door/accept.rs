@@ -7,11 +7,12 @@
 use std::{io, time::Duration};
 
 use proxymux_transport::metrics::GaugeGuard;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info, warn};
 
 use super::{FrontDoors, Gateway, MAX_CONNECTIONS, Refusal, Status};
+use crate::trouble::Trouble;
 
 /// A listener of a front door.
 pub(super) trait Door: Send + Sync + 'static {
@@ -89,29 +90,6 @@ pub(super) async fn run<D: Door, G: Gateway>(
     info!(door = name, "front door closed");
 }
 
-/// Something that goes wrong again and again, for a log that tells of its beginning and its end.
-#[derive(Debug, Default)]
-struct Trouble {
-    count: u64,
-    last: Option<Instant>,
-}
-
-impl Trouble {
-    /// Notes that it went wrong once more. Whether that is news.
-    fn begins(&mut self) -> bool {
-        self.count += 1;
-        self.last.replace(Instant::now()).is_none()
-    }
-
-    /// Notes that it went well. Says how often it had gone wrong, if that is over: after a single
-    /// success it is not, or a door at its limits would write two lines for every connection.
-    fn is_over(&mut self) -> Option<u64> {
-        self.last.filter(|last| last.elapsed() >= CALM)?;
-        self.last = None;
-        Some(std::mem::take(&mut self.count))
-    }
-}
-
 /// Failures to accept.
 #[derive(Debug, Default)]
 struct Errors {
@@ -177,9 +155,6 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// How long nothing must have gone wrong until trouble is over.
-const CALM: Duration = Duration::from_secs(10);
-
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Long enough to cost nothing, and short enough that clients hardly notice that it is over.
@@ -192,11 +167,11 @@ mod tests {
         atomic::{AtomicU32, Ordering},
     };
 
-    use tokio::time::{advance, timeout};
+    use tokio::time::{Instant, timeout};
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::front_door::tests::{BUDGET, Fake, Plan};
+    use crate::front_door::tests::{Fake, LIMITS, Plan};
 
     /// A door whose first connections cannot be accepted, for want of descriptors.
     struct Troubled {
@@ -247,7 +222,7 @@ mod tests {
             accepted: AtomicU32::new(0),
             served: Arc::clone(&served),
         };
-        let doors = FrontDoors::new(Fake::new(Plan::Open).0, BUDGET, TaskTracker::new());
+        let doors = FrontDoors::new(Fake::new(Plan::Open).0, LIMITS, TaskTracker::new());
         let mut running = std::pin::pin!(run(door, &doors, CancellationToken::new()));
 
         // Fifty failures take 22 s at least, and 46 s at most.
@@ -271,7 +246,7 @@ mod tests {
             accepted: AtomicU32::new(0),
             served: Arc::default(),
         };
-        let doors = FrontDoors::new(Fake::new(Plan::Open).0, BUDGET, TaskTracker::new());
+        let doors = FrontDoors::new(Fake::new(Plan::Open).0, LIMITS, TaskTracker::new());
         let stop = CancellationToken::new();
         let stopping = async {
             tokio::time::sleep(Duration::from_millis(10_001)).await;
@@ -301,23 +276,6 @@ mod tests {
 
         errors.succeeded("unix:/a");
         assert!(errors.failed("unix:/a", &no_descriptors) <= FIRST_PAUSE);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn trouble_is_told_once_however_often_it_comes_and_goes() {
-        let mut trouble = Trouble::default();
-        assert!(trouble.begins());
-        for _ in 0..100 {
-            advance(CALM - Duration::from_millis(1)).await;
-            assert_eq!(trouble.is_over(), None);
-            assert!(!trouble.begins());
-        }
-
-        advance(CALM).await;
-
-        assert_eq!(trouble.is_over(), Some(101));
-        assert_eq!(trouble.is_over(), None);
-        assert!(trouble.begins(), "the next one is news again");
     }
 
     #[test]

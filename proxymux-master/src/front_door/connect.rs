@@ -12,11 +12,6 @@ use std::fmt;
 use httparse::EMPTY_HEADER;
 use proxymux_proto::{MAX_REASON_LEN, TargetAddr, printable};
 
-/// The most bytes that a request's header may have, the empty line at its end included.
-///
-/// kube-apiserver sends under 400; this leaves room for clients that add headers of their own.
-pub const MAX_HEADER_LEN: usize = 16 * 1024;
-
 /// The whole answer to a request that was granted. It is written alone: kube-apiserver gives up
 /// a connection on which anything was read together with it.
 pub const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -84,16 +79,21 @@ pub enum Status {
 /// [`Parsed::NeedMore`], it stays the same whatever follows. It starts from the first byte every
 /// time, which is no waste for a header that comes in one piece, as nearly all do; the worst that
 /// a client can do is 16 KiB byte by byte, some tenth of a second of work.
+///
+/// `max_len` is the most bytes that a header may have, the empty line at its end included.
 #[must_use]
-pub fn parse(bytes: &[u8]) -> Parsed {
-    let header = bytes.get(..MAX_HEADER_LEN).unwrap_or(bytes);
+pub fn parse(bytes: &[u8], max_len: usize) -> Parsed {
+    let header = bytes.get(..max_len).unwrap_or(bytes);
     let mut few = [EMPTY_HEADER; FEW_HEADERS];
-    match read(header, &mut few) {
+    match read(header, &mut few, max_len) {
         // More headers than nearly every client sends, yet not more than fit into the limit.
-        Read::NoRoom => match read(header, &mut vec![EMPTY_HEADER; MAX_HEADERS]) {
-            Read::NoRoom => too_large(),
-            Read::Done(parsed) => parsed,
-        },
+        Read::NoRoom => {
+            let mut many = vec![EMPTY_HEADER; max_len / SHORTEST_HEADER + 1];
+            match read(header, &mut many, max_len) {
+                Read::NoRoom => too_large(max_len),
+                Read::Done(parsed) => parsed,
+            }
+        }
         Read::Done(parsed) => parsed,
     }
 }
@@ -207,7 +207,7 @@ enum Read {
     Done(Parsed),
 }
 
-fn read<'b>(header: &'b [u8], places: &mut [httparse::Header<'b>]) -> Read {
+fn read<'b>(header: &'b [u8], places: &mut [httparse::Header<'b>], max_len: usize) -> Read {
     let mut request = httparse::Request::new(places);
     let outcome = request.parse(header);
     // What was read before an error decides first. Otherwise the outcome would depend on whether
@@ -224,8 +224,8 @@ fn read<'b>(header: &'b [u8], places: &mut [httparse::Header<'b>]) -> Read {
             Read::Done(Parsed::Request { target, header_len })
         }
         (Ok(httparse::Status::Complete(_)), None) => malformed("request without a target"),
-        (Ok(httparse::Status::Partial), _) if header.len() >= MAX_HEADER_LEN => {
-            Read::Done(too_large())
+        (Ok(httparse::Status::Partial), _) if header.len() >= max_len => {
+            Read::Done(too_large(max_len))
         }
         (Ok(httparse::Status::Partial), _) => Read::Done(Parsed::NeedMore),
         (Err(httparse::Error::TooManyHeaders), _) => Read::NoRoom,
@@ -240,22 +240,28 @@ fn malformed(reason: &str) -> Read {
     Read::Done(Parsed::Refused(Refusal::new(Status::BadRequest, reason)))
 }
 
-fn too_large() -> Parsed {
-    let reason = format!("request header too large, expected at most {MAX_HEADER_LEN} bytes");
+fn too_large(max_len: usize) -> Parsed {
+    let reason = format!("request header too large, expected at most {max_len} bytes");
     Parsed::Refused(Refusal::new(Status::HeaderTooLarge, reason))
 }
 
 /// Headers of an ordinary request, with room to spare; their places are on the stack.
 const FEW_HEADERS: usize = 32;
 
-/// The most headers that fit into the limit: the shortest is a letter, a colon and a line feed.
-const MAX_HEADERS: usize = MAX_HEADER_LEN / 3 + 1;
+/// A letter, a colon and a line feed.
+const SHORTEST_HEADER: usize = 3;
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const MAX_HEADER_LEN: usize = 16 * 1024;
+
+    fn parse(bytes: &[u8]) -> Parsed {
+        super::parse(bytes, MAX_HEADER_LEN)
+    }
 
     const REQUEST: &str = "CONNECT 10.0.10.10:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 

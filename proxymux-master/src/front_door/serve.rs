@@ -20,18 +20,18 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    Arrival, Client, Gateway, Refusal, RequestInfo, Status,
-    connect::{ESTABLISHED, MAX_HEADER_LEN, Parsed, parse},
+    Arrival, Client, Gateway, Refusal, RequestInfo, RequestLimits, Status,
+    connect::{ESTABLISHED, Parsed, parse},
 };
 
 /// Serves one client until its connection has ended.
 pub(super) async fn serve<G: Gateway>(
     mut client: Client,
     arrival: Arrival,
-    budget: Duration,
+    limits: RequestLimits,
     gateway: G,
 ) {
-    match establish(&mut client, &arrival, budget, &gateway).await {
+    match establish(&mut client, &arrival, limits, &gateway).await {
         Ok(Established {
             target,
             early,
@@ -103,12 +103,13 @@ enum NotEstablished {
 async fn establish<G: Gateway>(
     client: &mut Client,
     arrival: &Arrival,
-    budget: Duration,
+    limits: RequestLimits,
     gateway: &G,
 ) -> Result<Established<G::Tunnel>, NotEstablished> {
+    let budget = limits.budget;
     let mut received = BytesMut::with_capacity(USUAL_HEADER_LEN);
-    let limit = budget.min(HEADER_LIMIT);
-    let reading = read_request(client, &mut received);
+    let limit = budget.min(limits.header_time);
+    let reading = read_request(client, &mut received, limits.header_len);
     let target = match timeout_at(arrival.accepted_at + limit, reading).await {
         Ok(outcome) => outcome?,
         Err(_elapsed) => {
@@ -157,9 +158,10 @@ async fn establish<G: Gateway>(
 async fn read_request(
     client: &mut Client,
     received: &mut BytesMut,
+    max_len: usize,
 ) -> Result<TargetAddr, NotEstablished> {
     loop {
-        let room = MAX_HEADER_LEN.saturating_sub(received.len());
+        let room = max_len.saturating_sub(received.len());
         let cause = match client.read_buf(&mut received.limit(room)).await {
             Ok(0) if received.is_empty() => None,
             Ok(0) => {
@@ -169,7 +171,7 @@ async fn read_request(
                     refusal,
                 });
             }
-            Ok(_) => match parse(received) {
+            Ok(_) => match parse(received, max_len) {
                 Parsed::NeedMore => continue,
                 Parsed::Request { target, header_len } => {
                     let _header = received.split_to(header_len);
@@ -301,10 +303,6 @@ fn log_departure(arrival: &Arrival, target: Option<&TargetAddr>, cause: Option<&
         "connection cancelled"
     );
 }
-
-/// How long a request's header may take, unless the whole budget is shorter. Clients send it in
-/// one piece.
-const HEADER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How much earlier than the client's deadline the gateway's is.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);

@@ -116,7 +116,7 @@ impl Door for TcpDoor {
                     client_name: Some(name),
                     accepted_at: Instant::now(),
                 };
-                serve(client, arrival, doors.budget, doors.gateway).await;
+                serve(client, arrival, doors.limits, doors.gateway).await;
             }
             drop(room);
         }

@@ -30,6 +30,11 @@ mod order;
 pub(super) const REQUEST: &[u8] = b"CONNECT 10.0.10.10:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 pub(super) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub(super) const BUDGET: Duration = Duration::from_secs(8);
+pub(super) const LIMITS: RequestLimits = RequestLimits {
+    budget: BUDGET,
+    header_len: 16 * 1024,
+    header_time: Duration::from_secs(5),
+};
 
 /// A gateway that does as it was told, and remembers.
 #[derive(Clone, Debug)]
@@ -176,7 +181,12 @@ fn connect(gateway: &Fake) -> DuplexStream {
 
 fn connect_with_budget(gateway: &Fake, budget: Duration) -> DuplexStream {
     let (near, far) = duplex(256 * 1024);
-    tokio::spawn(serve(near.into(), arrival(), budget, gateway.clone()));
+    tokio::spawn(serve(
+        near.into(),
+        arrival(),
+        RequestLimits { budget, ..LIMITS },
+        gateway.clone(),
+    ));
     far
 }
 

@@ -66,7 +66,7 @@ impl Door for UnixDoor {
             accepted_at: Instant::now(),
         };
         async move {
-            serve(incoming.into(), arrival, doors.budget, doors.gateway).await;
+            serve(incoming.into(), arrival, doors.limits, doors.gateway).await;
             drop(room);
         }
     }

@@ -1,16 +1,20 @@
 //! The first message on a session, and whether its sender may come in.
 //!
-//! Owns the wait for the registration and all that forbids it apart from the rules about several
-//! sessions of one node, which are the registry's.
+//! Owns the wait for the registration, all that forbids it, and the log's words for that. Leaves
+//! the rules about several sessions of one node to the registry, and how many are let in to
+//! `admission`.
 
 use std::{net::SocketAddr, time::Duration};
 
-use proxymux_proto::{ControlMessage, EndCode, PROTOCOL_VERSION, Registration, SessionEnd};
+use proxymux_proto::{
+    ControlMessage, EndCode, NodeName, PROTOCOL_VERSION, Registration, SessionEnd,
+};
 use proxymux_transport::{
     certificate::NodeIdentity,
     control::ControlStream,
     mux::Incoming,
     session::{Event, SessionCore, SessionOver},
+    telemetry::chain,
 };
 
 use crate::master::Master;
@@ -124,6 +128,50 @@ pub(super) fn objection(
         ));
     }
     None
+}
+
+/// Logs that no registration came, unless this node's log is full of it.
+pub(super) fn log_no_registration(
+    master: &Master,
+    node: &NodeName,
+    peer: SocketAddr,
+    error: &RegistrationError,
+) {
+    let error = chain(error);
+    let Some(others) = master.refused.news(node.as_str(), &error) else {
+        return tracing::debug!(%peer, %node, error, "session refused");
+    };
+    let others = (others > 0).then_some(others);
+    tracing::warn!(%peer, %node, error, others, "session refused");
+}
+
+/// Logs that a registration was refused, when that begins and then once a minute: an agent comes
+/// back for as long as it runs.
+pub(super) fn log_refusal(master: &Master, node: &NodeName, peer: SocketAddr, end: &SessionEnd) {
+    let (code, reason) = (end.code.as_str(), end.message.as_str());
+    match end.code {
+        EndCode::AlreadyConnected => {
+            return tracing::debug!(%peer, %node, reason, "session not needed");
+        }
+        // Told where it was decided, once for all nodes.
+        EndCode::Busy => return tracing::debug!(%peer, %node, code, reason, "session refused"),
+        _ => {}
+    }
+    // Its words name ports, which are others at each attempt.
+    let fault = match end.code {
+        EndCode::Superseded => code,
+        _ => reason,
+    };
+    let Some(others) = master.refused.news(node.as_str(), fault) else {
+        return tracing::debug!(%peer, %node, code, reason, "session refused");
+    };
+    // Those that were not told since the last time.
+    let others = (others > 0).then_some(others);
+    if end.code == EndCode::Superseded {
+        tracing::error!(%peer, %node, code, reason, others, "session refused");
+    } else {
+        tracing::warn!(%peer, %node, code, reason, others, "session refused");
+    }
 }
 
 /// The agent sends its registration together with the end of its handshake.

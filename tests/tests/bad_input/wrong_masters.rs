@@ -3,7 +3,7 @@
 //!
 //! The agent always has a healthy master besides, whose user must not notice.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use proxymux_testkit::{
@@ -107,7 +107,7 @@ async fn a_server_that_says_nothing_is_given_up_and_said_to_do_so() -> Result<()
     .await?;
 
     stage
-        .agent_says("TLS handshake with the master failed: the handshake was not over after 5s")
+        .agent_says("TLS handshake with the master failed: the handshake was not over after 20s")
         .await
 }
 
@@ -149,14 +149,16 @@ impl WrongMaster {
     async fn agent_says_one_of(mut self, errors: &[&str]) -> Result<()> {
         let wrong = self.cluster.master_addr(1);
         let agent = self.cluster.agent(0);
-        let said = wait_for(agent, 0, SOON, |event| event.message == "no session")?;
+        let said = wait_for(agent, 0, GIVEN_UP, |event| event.message == "no session")?;
         let error = said.text("error").context("an error")?;
         assert!(errors.contains(&error), "{error}");
         assert_eq!(said.level, "WARN");
         assert_eq!(said.text("master"), Some(&*wrong));
         assert!(said.number("retry_in_ms").is_some(), "{said:?}");
 
-        wait_for(agent, 0, SOON, |event| event.message == "still no session")?;
+        wait_for(agent, 0, GIVEN_UP, |event| {
+            event.message == "still no session"
+        })?;
         let complaints = complaints(agent, 0);
         let mut errors: Vec<_> = complaints.iter().map(|event| event.text("error")).collect();
         let all = errors.len();
@@ -205,3 +207,6 @@ where
         Ok(server)
     }))
 }
+
+/// An agent waits for a handshake for 20 s, since a master may have a whole fleet's to perform.
+const GIVEN_UP: Duration = Duration::from_secs(45);

@@ -14,7 +14,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::front_door::tests::{BUDGET, ESTABLISHED, Fake, Plan, REQUEST, Relayed};
+use crate::front_door::tests::{ESTABLISHED, Fake, LIMITS, Plan, REQUEST, Relayed};
 
 const MASTER: &str = "master.example";
 
@@ -46,7 +46,7 @@ async fn run() -> Running {
         .unwrap();
     let address = door.local_addr();
     let (gateway, relayed) = Fake::new(Plan::Open);
-    let doors = FrontDoors::new(gateway, BUDGET, TaskTracker::new());
+    let doors = FrontDoors::new(gateway, LIMITS, TaskTracker::new());
     let stop = CancellationToken::new();
     let accepting = {
         let stop = stop.clone();

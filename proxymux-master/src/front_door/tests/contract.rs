@@ -237,7 +237,7 @@ fn a_connection_costs_little_beside_its_relay() {
                 arrival: arrival(),
             },
         );
-        let whole = serve(client(), arrival(), BUDGET, gateway.clone());
+        let whole = serve(client(), arrival(), LIMITS, gateway.clone());
         (size_of_val(&whole), size_of_val(&relay))
     });
     assert!(

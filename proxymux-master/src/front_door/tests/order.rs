@@ -101,7 +101,7 @@ async fn a_second_connect_is_payload() {
 async fn payload_that_comes_before_the_answer_is_kept_up_to_a_limit_and_none_is_lost() {
     let (gateway, mut relayed) = Fake::new(Plan::OpenAfter(Duration::from_secs(1)));
     let (near, mut client) = duplex(1024);
-    tokio::spawn(serve(near.into(), arrival(), BUDGET, gateway.clone()));
+    tokio::spawn(serve(near.into(), arrival(), LIMITS, gateway.clone()));
     let payload: Vec<u8> = (0..100_000_u32)
         .map(|i| i.to_le_bytes()[i as usize % 3])
         .collect();
@@ -184,6 +184,6 @@ async fn connect_tcp(gateway: &Fake) -> (TcpStream, tokio::task::JoinHandle<()>)
     let address = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (stream, _) = accepted.unwrap();
-    let served = tokio::spawn(serve(stream.into(), arrival(), BUDGET, gateway.clone()));
+    let served = tokio::spawn(serve(stream.into(), arrival(), LIMITS, gateway.clone()));
     (client.unwrap(), served)
 }

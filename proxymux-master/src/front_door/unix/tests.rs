@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::*;
 use crate::front_door::{
     FrontDoors,
-    tests::{BUDGET, Fake, Plan, REQUEST, expect_established},
+    tests::{Fake, LIMITS, Plan, REQUEST, expect_established},
 };
 
 /// A running front door at a socket of its own.
@@ -28,7 +28,7 @@ async fn run(gateway: Fake, room: usize) -> Running {
     let path = directory.path().join("egress.sock");
     let door = UnixDoor::bind(&path, 0o660).await.unwrap();
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    let doors = FrontDoors::new(gateway, BUDGET, tracker.clone()).with_room_for(room);
+    let doors = FrontDoors::new(gateway, LIMITS, tracker.clone()).with_room_for(room);
     let accepting = {
         let stop = stop.clone();
         tokio::spawn(async move { doors.run_unix(door, stop).await })

@@ -1,0 +1,3 @@
+//! What the daemons do at their limits: who is refused, who hears of it, and that the rest goes on.
+
+mod admission;

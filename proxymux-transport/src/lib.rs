@@ -5,6 +5,7 @@
 //! Leaves the wire format to `proxymux-proto` and every decision to the two daemons.
 //! Read `mux` and `relay` first: they are the path of every byte.
 
+pub mod admin;
 mod carrier;
 pub mod certificate;
 pub mod config_file;

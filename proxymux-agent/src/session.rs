@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{backoff::Backoff, establish::EstablishError};
 use self::{
-    backoff::up_to,
+    backoff::{Unnoticed, up_to},
     establish::{Established, establish},
     run::{Session, log_addresses},
 };
@@ -57,6 +57,8 @@ struct Released {
 enum Pause {
     /// As the backoff says.
     Backoff,
+    /// As it says after an attempt that has cost the master nothing.
+    UntilAnswered(Unnoticed),
     /// No sooner than this, and with jitter.
     Asked(Duration),
 }
@@ -158,6 +160,7 @@ impl Worker {
     fn length_of(&mut self, pause: Pause) -> Duration {
         match pause {
             Pause::Backoff => self.backoff.next(),
+            Pause::UntilAnswered(why) => self.backoff.until_answered(why),
             Pause::Asked(least) => least + up_to(least),
         }
     }
@@ -216,7 +219,9 @@ fn pause_after(error: &EstablishError) -> Pause {
             retry_after: Some(pause),
             ..
         }) => Pause::Asked(*pause),
-        _ => Pause::Backoff,
+        other => other
+            .unnoticed()
+            .map_or(Pause::Backoff, Pause::UntilAnswered),
     }
 }
 

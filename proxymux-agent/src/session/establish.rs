@@ -20,6 +20,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::backoff::Unnoticed;
 use crate::{
     agent::Agent,
     config::ServerAddr,
@@ -77,6 +78,35 @@ pub(crate) enum EstablishError {
     Unexpected(&'static str),
     #[error("master did not answer the registration within {} s", .0.as_secs())]
     NotAnswered(Duration),
+}
+
+impl EstablishError {
+    /// Whether the attempt ended before the master itself had anything to do, and how.
+    pub(crate) fn unnoticed(&self) -> Option<Unnoticed> {
+        match self {
+            Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Some(Unnoticed::Refused)
+            }
+            // An address of ours that is gone is a link that is down.
+            Self::Connect(_) | Self::ConnectTimedOut(_) | Self::Bind { .. } => {
+                Some(Unnoticed::NoWay)
+            }
+            Self::Waiting(_)
+            | Self::Credentials(_)
+            | Self::Roots(_)
+            | Self::Blocking(_)
+            | Self::Socket(_)
+            | Self::Tls(_)
+            | Self::TlsAfterwards(_)
+            | Self::Over(_)
+            | Self::Open(_)
+            | Self::Send(_)
+            | Self::Rejected(_)
+            | Self::Version { .. }
+            | Self::Unexpected(_)
+            | Self::NotAnswered(_) => None,
+        }
+    }
 }
 
 /// Establishes a session with the master at `at`, which must have the certificate of `server`.
@@ -205,8 +235,10 @@ async fn connect(agent: &Agent, at: SocketAddr) -> Result<TcpStream, EstablishEr
 /// The most streams on one session; as many as a master may announce.
 const MAX_STREAMS: usize = proxymux_proto::MAX_STREAMS as usize;
 
-/// Three lost packets on the way to a master that is far away.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Two lost packets on the way to a master that is far away. The kernel repeats the first packet
+/// after one second and then less and less often, so a longer limit would leave an attempt that
+/// began before a link returned waiting: a new attempt asks at once.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A master lets a handshake wait for its turn for up to 10 s when a whole fleet returns, and then
 /// gives it 5 s; the rest is for the network.

@@ -126,8 +126,8 @@ async fn silence_between_the_ends_is_noticed_by_both_and_callers_are_told() -> R
 
 /// How long the master is away.
 const DOWN: Duration = Duration::from_secs(22);
-/// The longest wait between two attempts is 30 s, an attempt that goes unanswered takes 10 s.
-const BACK_LIMIT: Duration = Duration::from_secs(50);
+/// An agent looks at least every 5 s for a master that was away; a margin for a busy machine.
+const BACK_LIMIT: Duration = Duration::from_secs(10);
 /// 15 s of silence, a second until the next look, a margin for a busy machine.
 const NOTICE_LIMIT: Duration = Duration::from_secs(25);
 /// The budget, and a margin for a busy machine.

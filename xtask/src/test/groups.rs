@@ -45,6 +45,14 @@ pub(crate) const GROUPS: &[Group] = &[
         has_tests: true,
         run: netns,
     },
+    Group {
+        name: "faults",
+        about: "links cut, processes killed, clients that give up; takes minutes",
+        jobs: &[Job::Netns],
+        needs_root: true,
+        has_tests: true,
+        run: faults,
+    },
 ];
 
 impl Group {
@@ -54,7 +62,10 @@ impl Group {
 }
 
 /// Packages whose tests make network namespaces, and so need root.
-const NAMESPACE_PACKAGES: [&str; 2] = ["proxymux-testkit", "proxymux-tests"];
+const NAMESPACE_PACKAGES: [&str; 2] = ["proxymux-testkit", TESTS_PACKAGE];
+
+/// The end-to-end tests.
+const TESTS_PACKAGE: &str = "proxymux-tests";
 
 /// Has fuzz targets instead of tests.
 const FUZZ_PACKAGE: &str = "proxymux-fuzz";
@@ -71,24 +82,38 @@ fn unit(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
 }
 
 fn netns(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
-    build::daemons(build::TESTED_PROFILE)?;
-    let programs = workspace.target.join(build::TESTED_PROFILE);
-    let programs = programs
-        .to_str()
-        .with_context(|| format!("not UTF-8: {}", programs.display()))?;
     let packages: Vec<&str> = NAMESPACE_PACKAGES
         .iter()
         .flat_map(|package| ["--package", package])
         .collect();
-    let tests = Command::cargo(NEXTEST)
-        .args(["--cargo-profile", build::TESTED_PROFILE])
+    let tests = with_daemons(workspace)?
         .args(packages.iter().copied())
-        .env("PROXYMUX_BIN_DIR", programs);
+        .args(["--filterset", &format!("not ({FAULTS})")]);
     let documents = Command::cargo(DOC_TESTS)
         .args(["--profile", build::TESTED_PROFILE])
         .args(packages);
     both(workspace, &tests, &documents, counts)
 }
+
+fn faults(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
+    let tests = with_daemons(workspace)?.args(["--filterset", FAULTS, "--package", TESTS_PACKAGE]);
+    nextest(workspace, &tests, counts)
+}
+
+/// The command that runs tests in namespaces, with daemons that are up to date.
+fn with_daemons(workspace: &Workspace) -> Result<Command> {
+    build::daemons(build::TESTED_PROFILE)?;
+    let programs = workspace.target.join(build::TESTED_PROFILE);
+    let programs = programs
+        .to_str()
+        .with_context(|| format!("not UTF-8: {}", programs.display()))?;
+    Ok(Command::cargo(NEXTEST)
+        .args(["--cargo-profile", build::TESTED_PROFILE])
+        .env("PROXYMUX_BIN_DIR", programs))
+}
+
+/// The test programs of group `faults`, as a filter of nextest.
+const FAULTS: &str = "binary_id(proxymux-tests::faults)";
 
 /// The profile is named so that no variable of the environment chooses another, whose report
 /// would lie elsewhere.

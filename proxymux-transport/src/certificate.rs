@@ -7,7 +7,7 @@
 //! Read [`CertificateInfo::parse`] first. No input makes anything here panic.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -42,6 +42,8 @@ pub struct CertificateInfo {
     pub subject: String,
     /// The issuer, in the same form as `subject`.
     pub issuer: String,
+    /// The serial number in hexadecimal, as `openssl x509 -serial` shows it.
+    pub serial: String,
     /// Every common name of the subject; see [`Self::common_name`].
     pub common_names: Vec<String>,
     /// Every organization of the subject. Kubernetes reads these as groups.
@@ -218,6 +220,7 @@ impl CertificateInfo {
 
         Ok(Self {
             issuer: name_line(certificate.issuer()),
+            serial: serial_line(certificate.raw_serial()),
             common_names: values_of(certificate.subject().iter_common_name()),
             organizations: values_of(certificate.subject().iter_organization()),
             dns_names: names.iter().filter_map(dns_name).collect(),
@@ -364,6 +367,20 @@ fn name_line(name: &X509Name<'_>) -> String {
     line
 }
 
+/// RFC 5280 allows twenty bytes, of which a leading zero only keeps the number positive.
+fn serial_line(bytes: &[u8]) -> String {
+    let bytes = match bytes {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        all => all,
+    };
+    let mut line = String::with_capacity(2 * MAX_SERIAL_LEN);
+    for byte in bytes.iter().take(MAX_SERIAL_LEN) {
+        // Writing to a string does not fail.
+        let _ = write!(line, "{byte:02X}");
+    }
+    line
+}
+
 /// Appends `value` so that it cannot be taken for more than one attribute: a common name of
 /// `a, O=system:nodes` must not read as an organization. Backquotes are what errors quote with.
 fn push_escaped(line: &mut String, value: &str) {
@@ -489,6 +506,9 @@ const LABELS: &[(oid::Oid<'static>, &str)] = &[
     (oid::OID_DOMAIN_COMPONENT, "DC"),
     (oid::OID_PKCS9_EMAIL_ADDRESS, "emailAddress"),
 ];
+
+/// Behind this many bytes a serial number is cut; none that follows the rules is longer.
+const MAX_SERIAL_LEN: usize = 20;
 
 /// The most characters of one value that a log line shows; a node's name has at most 253.
 const MAX_VALUE_LEN: usize = 300;

@@ -30,7 +30,7 @@ pub use self::{
     error::{CredentialsError, Hint, PemFault},
     pem_file::MAX_FILE_LEN,
 };
-use crate::{certificate::CertificateInfo, tls};
+use crate::{certificate::CertificateInfo, telemetry::chain, tls};
 
 /// A certificate, the chain behind it and its private key: what we show to a peer.
 ///
@@ -215,6 +215,23 @@ pub fn load_roots(path: &Path) -> Result<Roots, CredentialsError> {
         content: hash.finish(),
         file: path.to_owned(),
     })
+}
+
+/// Stands for what is in these files now, or for why it cannot be read.
+///
+/// For a watcher, which need not take certificates apart at each look. Comparable with what this
+/// function gives for the same paths only.
+#[must_use]
+pub fn content_of(paths: &[impl AsRef<Path>]) -> ContentId {
+    let mut hash = Hash::new();
+    for path in paths {
+        match read_file(path.as_ref()) {
+            Ok(content) => hash.update(&content),
+            // No file has this length and content: the text names the file.
+            Err(error) => hash.update(chain(&error).as_bytes()),
+        }
+    }
+    hash.finish()
 }
 
 /// Reads only the first certificate of a file, to find out what it is good for.

@@ -6,9 +6,11 @@
 use std::{sync::Arc, time::Duration};
 
 use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
-use proxymux_transport::shutdown::Shutdown;
+use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
 
-use crate::{config::Config, masters::HeldMasters, metrics::Metrics, target::TargetPolicy};
+use crate::{
+    certificates, config::Config, masters::HeldMasters, metrics::Metrics, target::TargetPolicy,
+};
 
 /// The shared state of one run of the agent.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(crate) struct Agent {
     pub(crate) policy: TargetPolicy,
     pub(crate) masters: Arc<HeldMasters>,
     pub(crate) metrics: Metrics,
+    /// What this agent shows to masters, and which of them it believes.
+    pub(crate) certificates: Arc<Certificates>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -28,6 +32,7 @@ impl Agent {
         fastrand::fill(&mut id);
         Arc::new(Self {
             policy: TargetPolicy::new(&config),
+            certificates: certificates::of_agent(&config),
             config,
             instance: InstanceId::from_bytes(id),
             masters: HeldMasters::new(),

@@ -2,9 +2,12 @@
 //!
 //! Owns the wiring; it is the one place that knows every part. Read [`run`].
 
+use std::sync::Arc;
+
 use proxymux_transport::{
     config_file::{Warning, values::Choice as _},
     limits::raise_open_files,
+    reload,
     shutdown::Shutdown,
     telemetry::chain,
 };
@@ -56,6 +59,7 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     for server in agent.config.server_addrs.clone() {
         links.spawn(link::run(agent.clone(), server));
     }
+    links.spawn(renewal(Arc::clone(&agent)));
     links.close();
     links.wait().await;
     if shutdown.force.is_cancelled() {
@@ -63,6 +67,14 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     }
     tracing::info!("agent ends");
     Ok(())
+}
+
+/// Looks for renewed certificates until the agent drains.
+async fn renewal(agent: Arc<Agent>) {
+    let certificates = vec![Arc::clone(&agent.certificates)];
+    let stop = agent.shutdown.drain.clone();
+    let looked = || agent.metrics.show_expiry(&agent.certificates);
+    reload::watch(certificates, looked, stop).await;
 }
 
 /// Says which mode is in force and why, or that the one configured cannot be had.

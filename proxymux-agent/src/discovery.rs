@@ -79,6 +79,17 @@ pub fn discover(identity: &ClientIdentity) -> Result<Discovery, DiscoveryError> 
     }
 }
 
+/// The files that decide what [`discover`] finds.
+#[must_use]
+pub fn files(identity: &ClientIdentity) -> Vec<PathBuf> {
+    match identity {
+        ClientIdentity::Files { cert, key } => vec![cert.clone(), key.clone()],
+        ClientIdentity::Directory(directory) => [KUBELET_CLIENT, PAIR_CERT, PAIR_KEY]
+            .map(|name| directory.join(name))
+            .into(),
+    }
+}
+
 fn from_files(cert: &Path, key: &Path) -> Result<Discovery, DiscoveryError> {
     let separate_key = (key != cert).then_some(key);
     match Credentials::load(cert, separate_key) {

@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod app;
+mod certificates;
 pub mod config;
 pub mod discovery;
 mod link;

@@ -12,6 +12,7 @@ use proxymux_transport::{
         Counters, Histogram, Moments, ProcessMetrics, Registry, SessionMetrics, StreamMetrics,
         certificate_expiry, counters, encode, end_words, registry, times,
     },
+    reload::Certificates,
     telemetry::Path,
 };
 
@@ -28,7 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) refused: Counters,
     pub(crate) dials: Histogram,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
-    pub(crate) expiry: Moments,
+    expiry: Moments,
 }
 
 impl Metrics {
@@ -86,6 +87,15 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Shows when what is in force expires.
+    pub(crate) fn show_expiry(&self, certificates: &Certificates) {
+        let expiry = certificates.expiry();
+        self.expiry.set("own", expiry.map(|e| e.certificate));
+        self.expiry.set("ca", expiry.map(|e| e.first_ca));
+    }
+}
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -96,7 +106,7 @@ impl fmt::Debug for Metrics {
 pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
     use EstablishError as E;
     match error {
-        E::Waiting(_) | E::Credentials(_) | E::Roots(_) | E::Blocking(_) => "certificates",
+        E::Waiting(_) | E::Certificates(_) | E::Blocking(_) => "certificates",
         E::Bind { .. } | E::Connect(_) | E::ConnectTimedOut(_) | E::Socket(_) => "connect",
         E::Tls(_) | E::TlsAfterwards(_) => "tls",
         E::Over(_) | E::Open(_) | E::Send(_) | E::Unexpected(_) | E::NotAnswered(_) => {
@@ -107,7 +117,10 @@ pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
     }
 }
 
-const FAILURES: &[&str] = &["certificates", "connect", "tls", "registration"];
+/// The word for a session that is replaced because this agent has another certificate.
+pub(crate) const RENEWED: &str = "renewed";
+
+const FAILURES: &[&str] = &["certificates", "connect", "tls", "registration", RENEWED];
 
 /// The word for a request that the master took back.
 pub(crate) const CANCELLED: &str = "cancelled";

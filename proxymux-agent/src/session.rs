@@ -9,7 +9,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use proxymux_proto::{EndCode, Registered, SessionEnd};
+use proxymux_proto::{EndCode, InstanceId, SessionEnd};
 use proxymux_transport::telemetry::{chain, millis};
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     sessions: TaskTracker,
     backoff: Backoff,
     trouble: Option<String>,
+    /// Tells the last session which master its successor is with.
+    succeed: Option<oneshot::Sender<InstanceId>>,
 }
 
 /// A session that no longer takes new streams, so that the worker may go on.
@@ -80,6 +82,7 @@ impl Worker {
             sessions: TaskTracker::new(),
             backoff: Backoff::default(),
             trouble: None,
+            succeed: None,
         }
     }
 
@@ -122,7 +125,9 @@ impl Worker {
                     pause
                 }
             };
-            tokio::time::sleep(pause).await;
+            // A new certificate may be what was missing.
+            let mut renewed = self.agent.certificates.changes();
+            let _ = tokio::time::timeout(pause, renewed.changed()).await;
         }
     }
 
@@ -133,9 +138,15 @@ impl Worker {
 
     /// Runs a session in a task of its own and waits until it takes no new streams.
     async fn run_session(&mut self, established: Established) -> Released {
-        self.log_up(&established.registered, established.local);
+        self.log_up(&established);
         let (release, released) = oneshot::channel();
-        let session = Session::new(Arc::clone(&self.agent), self.at, established, release);
+        let (succeed, successor) = oneshot::channel();
+        if let Some(predecessor) = self.succeed.replace(succeed) {
+            // One that has ended needs no word.
+            let _ = predecessor.send(established.registered.master);
+        }
+        let agent = Arc::clone(&self.agent);
+        let session = Session::new(agent, self.at, established, release, successor);
         self.sessions.spawn(session.run());
         // A session's task that panicked has released nothing: dial again.
         released.await.unwrap_or(Released {
@@ -145,12 +156,15 @@ impl Worker {
         })
     }
 
-    fn log_up(&mut self, registered: &Registered, local: SocketAddr) {
+    fn log_up(&mut self, established: &Established) {
         self.trouble = None;
+        let registered = &established.registered;
         tracing::info!(
             master = %self.at,
             master.id = %registered.master,
-            local = %local,
+            master.serial = established.trust.serial(),
+            local = %established.local,
+            serial = established.serial,
             max_streams = registered.max_streams,
             "session up"
         );
@@ -212,9 +226,7 @@ fn is_already_connected(error: &EstablishError) -> bool {
 fn pause_after(error: &EstablishError) -> Pause {
     match error {
         // Looking at files again disturbs nobody.
-        EstablishError::Waiting(_) | EstablishError::Credentials(_) | EstablishError::Roots(_) => {
-            Pause::Asked(LOOK_AGAIN)
-        }
+        EstablishError::Waiting(_) | EstablishError::Certificates(_) => Pause::Asked(LOOK_AGAIN),
         EstablishError::Rejected(SessionEnd {
             retry_after: Some(pause),
             ..

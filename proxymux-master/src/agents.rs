@@ -10,10 +10,12 @@ use proxymux_proto::{EndCode, SessionEnd};
 use proxymux_transport::{
     certificate::{IdentityError, NodeIdentity},
     mux::{self, MuxLimits, Role, SessionFault},
+    reload::Derived,
     session::{SessionCore, drive},
     socket::{self, SessionSocket},
     telemetry::chain,
     tls::{self, TlsError},
+    trust::PeerTrust,
 };
 use rustls::ServerConfig;
 use tokio::{
@@ -35,7 +37,7 @@ use crate::{
 /// The listener for agents.
 pub(crate) struct AgentDoor {
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: Arc<Derived<ServerConfig>>,
     master: Arc<Master>,
     half_open: Arc<HalfOpen>,
     /// Every session's task.
@@ -82,7 +84,6 @@ impl AgentDoor {
     /// Listens at the configured address.
     pub(crate) async fn bind(
         master: Arc<Master>,
-        tls: Arc<ServerConfig>,
         sessions: TaskTracker,
     ) -> Result<Self, ListenError> {
         let at = master.config.listen;
@@ -95,7 +96,7 @@ impl AgentDoor {
         tracing::info!(%at, "listening for agents");
         Ok(Self {
             listener,
-            tls,
+            tls: Derived::new(Arc::clone(&master.certificates), tls::master_config),
             master,
             half_open: HalfOpen::with_room_for(HALF_OPEN),
             sessions,
@@ -179,7 +180,7 @@ fn log_refusal(peer: SocketAddr, error: &ArrivalError, master: &Master) {
 async fn candidate(
     connection: TcpStream,
     peer: SocketAddr,
-    tls: Arc<ServerConfig>,
+    tls: Arc<Derived<ServerConfig>>,
     master: &Master,
     guard: HalfOpenGuard,
 ) -> Result<Candidate, ArrivalError> {
@@ -192,7 +193,7 @@ async fn candidate(
 async fn establish(
     connection: TcpStream,
     peer: SocketAddr,
-    tls: Arc<ServerConfig>,
+    tls: Arc<Derived<ServerConfig>>,
     master: &Master,
 ) -> Result<Candidate, ArrivalError> {
     await_first_byte(&connection).await?;
@@ -205,11 +206,15 @@ async fn establish(
         .map_err(ArrivalError::NoTurn)?;
     // Only from here on is the peer to be measured by its time.
     let deadline = Instant::now() + HANDSHAKE_LIMIT;
+    let (in_force, tls) = tls.current();
     let secured = turn
         .perform(tls::accept(connection, tls, deadline))
         .await
         .map_err(ArrivalError::Tls)?;
     let identity = NodeIdentity::from_certificate(&secured.peer.certificate);
+
+    let clock = master.certificates.clock().clone();
+    let trust = PeerTrust::of_agent(secured.peer, &in_force.roots, clock);
 
     let limits = MuxLimits {
         max_streams: count(master.config.max_streams_per_node.get()),
@@ -234,6 +239,7 @@ async fn establish(
             core,
             incoming,
             identity,
+            trust,
             peer,
         }),
         (Ok(_), Err(error)) => Err(error),

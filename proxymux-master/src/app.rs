@@ -2,21 +2,21 @@
 //!
 //! Owns the wiring; it is the one place that knows every part. Read [`run`].
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use proxymux_transport::{
     config_file::Warning,
-    credentials::{Credentials, CredentialsError, Roots, load_roots},
     limits::raise_open_files,
+    reload::{self, Certificates, Derived},
     shutdown::Shutdown,
     telemetry::chain,
     tls::{self, FrontDoorPolicy},
 };
-use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     agents::AgentDoor,
+    certificates::CertificateFiles,
     claims::{NodeList, NodeListError, Policy},
     config::{Config, FrontDoor, NodeAddressFile, NodeAddresses},
     front_door::{FrontDoors, RequestLimits, TcpDoor, TlsSettings, UnixDoor},
@@ -28,14 +28,8 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// A certificate or key for agents or a front door cannot be used.
-    #[error("{key}")]
-    Credentials {
-        /// The setting that names the file.
-        key: String,
-        /// What is wrong with it.
-        #[source]
-        source: Box<CredentialsError>,
-    },
+    #[error(transparent)]
+    Certificates(Box<dyn std::error::Error + Send + Sync>),
     /// The file of `node-addresses` cannot be used.
     #[error("node-addresses: {0}")]
     NodeAddresses(String),
@@ -67,23 +61,26 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
         settings = %config.settings(),
         "master starts"
     );
-    let agent_tls = server_config(
-        ("cert", &config.cert),
-        ("key", &config.key),
-        ("client-ca", &config.client_ca),
-        tls::master_config,
-    )?;
+    let files = CertificateFiles {
+        prefix: String::new(),
+        cert: config.cert.clone(),
+        key: config.key.clone(),
+        client_ca: config.client_ca.clone(),
+    };
+    let certificates = files.load("agents").map_err(AppError::Certificates)?;
     let policy = read_policy(&config.node_addresses)?;
-    let master = Master::new(config, policy, shutdown);
+    let master = Master::new(config, policy, certificates, shutdown);
 
     let (sessions, requests, doors) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    let agents = AgentDoor::bind(Arc::clone(&master), agent_tls, sessions.clone()).await;
+    let agents = AgentDoor::bind(Arc::clone(&master), sessions.clone()).await;
     let agents = agents.map_err(|error| AppError::Listen(chain(&error)))?;
-    let front_doors = bind_front_doors(&master.config).await?;
+    let mut renewed = Vec::new();
+    let front_doors = bind_front_doors(&master.config, &mut renewed).await?;
     // Nobody is let in by a master that may still fail to start.
     doors.spawn(agents.run(master.shutdown.drain.clone()));
     run_front_doors(front_doors, &master, &requests, &doors);
     doors.spawn(upkeep(Arc::clone(&master)));
+    doors.spawn(renewal(Arc::clone(&master), renewed));
     tracing::info!(master.id = %master.id, "master is up");
 
     master.shutdown.drain.cancelled().await;
@@ -144,7 +141,11 @@ enum BoundDoor {
     Tcp(TcpDoor),
 }
 
-async fn bind_front_doors(config: &Config) -> Result<Vec<BoundDoor>, AppError> {
+/// Opens the front doors, and adds their certificates to `renewed`.
+async fn bind_front_doors(
+    config: &Config,
+    renewed: &mut Vec<Arc<Certificates>>,
+) -> Result<Vec<BoundDoor>, AppError> {
     let mut bound = Vec::with_capacity(config.front_doors.len());
     for (number, door) in config.front_doors.iter().enumerate() {
         let door = match door {
@@ -159,17 +160,20 @@ async fn bind_front_doors(config: &Config) -> Result<Vec<BoundDoor>, AppError> {
                 client_ca,
                 client_names,
             } => {
-                let at = |key: &str| format!("front-doors[{number}].{key}");
-                let tls = server_config(
-                    (&at("cert"), cert),
-                    (&at("key"), key),
-                    (&at("client-ca"), client_ca),
-                    tls::front_door_config,
-                )?;
+                let name = format!("front-doors[{number}]");
+                let files = CertificateFiles {
+                    prefix: format!("{name}."),
+                    cert: cert.clone(),
+                    key: key.clone(),
+                    client_ca: client_ca.clone(),
+                };
+                let certificates = files.load(&name).map_err(AppError::Certificates)?;
+                renewed.push(Arc::clone(&certificates));
+                let tls = Derived::new(certificates, tls::front_door_config);
                 let policy = FrontDoorPolicy::new(client_names.iter().cloned())
                     .map_err(|error| AppError::Listen(chain(&error)))?;
                 let settings = TlsSettings {
-                    config: Arc::new(move || Arc::clone(&tls)),
+                    config: Arc::new(move || tls.made()),
                     policy,
                 };
                 let door = TcpDoor::bind(*listen, settings).await;
@@ -205,24 +209,6 @@ fn run_front_doors(
     }
 }
 
-fn server_config(
-    cert: (&str, &PathBuf),
-    key: (&str, &PathBuf),
-    client_ca: (&str, &PathBuf),
-    make: impl Fn(&Credentials, &Roots) -> Arc<ServerConfig>,
-) -> Result<Arc<ServerConfig>, AppError> {
-    let credentials =
-        Credentials::load(cert.1, Some(key.1)).map_err(|source| AppError::Credentials {
-            key: format!("{} and {}", cert.0, key.0),
-            source: source.into(),
-        })?;
-    let roots = load_roots(client_ca.1).map_err(|source| AppError::Credentials {
-        key: client_ca.0.to_owned(),
-        source: source.into(),
-    })?;
-    Ok(make(&credentials, &roots))
-}
-
 fn read_policy(node_addresses: &NodeAddresses) -> Result<Policy, AppError> {
     match node_addresses {
         NodeAddresses::Declared => Ok(Policy::Declared),
@@ -247,6 +233,15 @@ fn policy_of(file: &NodeAddressFile) -> Result<Policy, String> {
                 .collect::<Vec<_>>()
                 .join("; ")
         })
+}
+
+/// Looks for renewed certificates, at the session port and at the front doors.
+async fn renewal(master: Arc<Master>, doors: Vec<Arc<Certificates>>) {
+    let mut all = doors.clone();
+    all.push(Arc::clone(&master.certificates));
+    let stop = master.shutdown.drain.clone();
+    let looked = || master.metrics.show_expiry(&master.certificates, &doors);
+    reload::watch(all, looked, stop).await;
 }
 
 /// What has to be done now and then: forgetting nodes, reading the list of addresses again.

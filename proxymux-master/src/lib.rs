@@ -6,6 +6,7 @@
 mod admission;
 mod agents;
 pub mod app;
+mod certificates;
 mod claims;
 pub mod config;
 mod direct;

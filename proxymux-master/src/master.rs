@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use proxymux_proto::InstanceId;
-use proxymux_transport::shutdown::Shutdown;
+use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -26,13 +26,20 @@ pub(crate) struct Master {
     pub(crate) admission: Arc<Admission>,
     /// Why agents were refused lately, for the log.
     pub(crate) refused: Repeats,
+    /// What agents are shown, and which of them are believed.
+    pub(crate) certificates: Arc<Certificates>,
     pub(crate) shutdown: Shutdown,
     /// Cancelled when connections that do not belong to a session are out of time.
     pub(crate) cut: CancellationToken,
 }
 
 impl Master {
-    pub(crate) fn new(config: Config, policy: Policy, shutdown: Shutdown) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Config,
+        policy: Policy,
+        certificates: Arc<Certificates>,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
         let routes = Routes::new(config.routes.iter().copied());
         let registry = Registry::new(policy);
         let admission = Admission::new(&config);
@@ -44,6 +51,7 @@ impl Master {
             metrics: Metrics::new(),
             admission,
             refused: Repeats::default(),
+            certificates,
             shutdown,
             cut: CancellationToken::new(),
         })

@@ -13,6 +13,7 @@ use proxymux_transport::{
         StreamMetrics, certificate_expiry, counter, counters, encode, end_words, gauge, registry,
         times,
     },
+    reload::Certificates,
     telemetry::Path,
 };
 
@@ -31,8 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) streams: StreamMetrics,
     pub(crate) doors: Arc<DoorMetrics>,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
-    #[expect(dead_code, reason = "set by whoever holds what is in force")]
-    pub(crate) expiry: Moments,
+    expiry: Moments,
 }
 
 /// What is counted at the front doors.
@@ -97,6 +97,20 @@ impl Metrics {
     #[cfg_attr(not(test), expect(dead_code, reason = "the admin address will ask"))]
     pub(crate) fn scrape(&self) -> String {
         encode(&self.registry)
+    }
+}
+
+impl Metrics {
+    /// Shows when what is in force expires: at the session port, and the first of all doors.
+    pub(crate) fn show_expiry(&self, agents: &Certificates, doors: &[Arc<Certificates>]) {
+        let ours = agents.expiry();
+        self.expiry.set("own", ours.map(|e| e.certificate));
+        self.expiry.set("client-ca", ours.map(|e| e.first_ca));
+        let doors = || doors.iter().filter_map(|door| door.expiry());
+        self.expiry
+            .set("front-door", doors().map(|e| e.certificate).min());
+        self.expiry
+            .set("front-door-client-ca", doors().map(|e| e.first_ca).min());
     }
 }
 

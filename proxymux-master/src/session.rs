@@ -13,11 +13,16 @@ use proxymux_transport::{
     control::ControlError,
     metrics::end_word,
     mux::{Incoming, SessionFault},
+    reload::InForce,
     session::{Event, SessionCore, SessionOver},
     stream::MessageStream,
     telemetry::chain,
+    trust::PeerTrust,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::registration::{Candidate, RegistrationError, control_stream};
@@ -63,6 +68,8 @@ struct Session {
     commands: mpsc::Receiver<SessionCommand>,
     master: Arc<Master>,
     _place: SessionPlace,
+    trust: PeerTrust,
+    renewed: watch::Receiver<Option<Arc<InForce>>>,
     /// The session takes no new streams and ends when the old ones have.
     finish: Option<Finish>,
     probe: Option<Probe>,
@@ -123,6 +130,7 @@ impl Session {
             mut core,
             incoming,
             identity,
+            trust,
             peer,
         } = candidate;
         if let Some(end) = objection(registration, &identity, &master) {
@@ -170,6 +178,9 @@ impl Session {
             master.registry.leave(&handle);
             return Err((core, SessionEnd::new(EndCode::Protocol, &chain(&error))));
         }
+        let mut renewed = master.certificates.changes();
+        // They may have been renewed since the handshake began.
+        renewed.mark_changed();
         Ok(Self {
             core,
             incoming,
@@ -177,6 +188,8 @@ impl Session {
             commands,
             master,
             _place: place,
+            trust,
+            renewed,
             finish: None,
             probe: None,
             goodbye: None,
@@ -191,6 +204,7 @@ impl Session {
             node = %handle.node,
             peer = %handle.peer,
             instance = %handle.instance,
+            agent.serial = self.trust.serial(),
             node_id = registration.node_id,
             software = registration.software,
             "session up"
@@ -233,6 +247,9 @@ impl Session {
         loop {
             let finish_by = self.finish.as_ref().and_then(|finish| finish.by);
             let probe_by = self.probe.as_ref().map(|probe| probe.by);
+            // A session that was replaced or drains ends with its streams, trusted or not.
+            let judged = self.finish.is_none() && self.probe.is_none();
+            let next_check = self.trust.next_check();
             let ending = tokio::select! {
                 event = self.core.next() => self.take_in(event),
                 Some(command) = self.commands.recv() => self.obey(command),
@@ -242,6 +259,8 @@ impl Session {
                     self.draining = true;
                     self.drain("master is ending")
                 }
+                Ok(()) = self.renewed.changed(), if judged => self.review(),
+                () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
                 () = all_done(&self.handle.relays), if self.finish.is_some() => self.finished(),
                 () = sleep_until(finish_by), if finish_by.is_some() => self.out_of_time(),
                 () = sleep_until(probe_by), if probe_by.is_some() => Some(self.unanswered()),
@@ -306,6 +325,19 @@ impl Session {
             }
         };
         sent.err().map(not_sent)
+    }
+
+    /// Looks at whether the agent would still be let in. If not, it is told to come back with
+    /// something better, and gets nothing new on this session.
+    fn review(&mut self) -> Option<Ending> {
+        let in_force = self.master.certificates.in_force()?;
+        let reason = chain(&self.trust.check(&in_force.roots).err()?);
+        tracing::warn!(
+            node = %self.handle.node, peer = %self.handle.peer, reason,
+            "agent is no longer trusted, its session drains"
+        );
+        self.master.registry.leave(&self.handle);
+        self.drain(&format!("the agent's certificate: {reason}"))
     }
 
     /// Lets streams finish until the deadline, and asks the agent for another session meanwhile.

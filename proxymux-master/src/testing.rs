@@ -4,23 +4,35 @@
 //! ones whose agent a test plays ([`Agent`]). Everything is in memory, so that clocks can be
 //! paused.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use proxymux_proto::{
     ControlMessage, InstanceId, NodeName, OpenAnswer, PROTOCOL_VERSION, Registration, TargetAddr,
 };
+use proxymux_testkit::pki::{Authority, Leaf, Pki};
 use proxymux_transport::{
-    certificate::NodeIdentity,
+    certificate::{CertificateInfo, NodeIdentity},
+    clock::WallClock,
     control::ControlStream,
     mux::{self, Incoming, MuxLimits, Role, SessionFault},
+    reload::Certificates,
     session::{Event, SessionCore, SessionOver, drive},
     shutdown::Shutdown,
     socket::SessionSocket,
+    tls::Peer,
+    trust::PeerTrust,
 };
-use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    certificates::CertificateFiles,
     claims::{Evidence, Policy},
     config::Config,
     master::Master,
@@ -35,7 +47,44 @@ pub(crate) const NODE: &str = "10.0.10.10";
 pub(crate) fn master(lines: &str) -> Arc<Master> {
     let text = format!("cert: /m.crt\nkey: /m.key\nclient-ca: /ca.crt\n{lines}");
     let (config, _) = Config::parse(&text, "test.yaml").unwrap();
-    Master::new(config, Policy::Declared, Shutdown::default())
+    let certificates = Certificates::new("agents", pki(), clock());
+    certificates.look().unwrap();
+    Master::new(config, Policy::Declared, certificates, Shutdown::default())
+}
+
+/// A wall clock that goes with the runtime's, which a test may pause and advance.
+fn clock() -> WallClock {
+    let (date, started) = (WallClock::system().now(), Instant::now());
+    WallClock::from_fn(move || date + started.elapsed())
+}
+
+/// Whom masters believe. Nobody connects, so who they are themselves does not matter.
+fn pki() -> CertificateFiles {
+    static FILES: LazyLock<(Pki, CertificateFiles)> = LazyLock::new(|| {
+        let pki = Pki::temporary().unwrap();
+        let master = pki.master(&["master.example"]).unwrap();
+        let files = CertificateFiles {
+            prefix: String::new(),
+            cert: master.cert,
+            key: master.key,
+            client_ca: pki.ca_file(),
+        };
+        (pki, files)
+    });
+    FILES.1.clone()
+}
+
+/// An agent with such a certificate, as if a handshake had found it good.
+fn trust(master: &Master, leaf: &Leaf) -> PeerTrust {
+    let issued = Authority::new("any-ca").unwrap().issue(leaf).unwrap();
+    let der = CertificateDer::from_pem_slice(issued.cert_pem().as_bytes()).unwrap();
+    let peer = Peer {
+        certificate: CertificateInfo::parse(&der).unwrap(),
+        chain: vec![der],
+    };
+    let certificates = &master.certificates;
+    let roots = &certificates.in_force().unwrap().roots;
+    PeerTrust::of_agent(peer, roots, certificates.clock().clone())
 }
 
 pub(crate) fn name(text: &str) -> NodeName {
@@ -143,6 +192,18 @@ impl Agent {
         certified: &str,
         registration: Registration,
     ) -> Self {
+        let leaf = Leaf::node_client(certified);
+        Self::connect_with(master, certified, registration, &leaf).await
+    }
+
+    /// As [`Agent::connect`], with any certificate.
+    pub(crate) async fn connect_with(
+        master: &Arc<Master>,
+        certified: &str,
+        registration: Registration,
+        leaf: &Leaf,
+    ) -> Self {
+        let trust = trust(master, leaf);
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (mux, incoming, driver) = mux::start(far, Role::Agent, LIMITS);
         let driver = drive(driver);
@@ -163,6 +224,7 @@ impl Agent {
                 core: SessionCore::new(mux, control, no_socket(), driver),
                 incoming,
                 identity,
+                trust,
                 peer: peer(run),
             };
             session::run(candidate, master).await;

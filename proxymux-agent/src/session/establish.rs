@@ -3,17 +3,18 @@
 //! Owns the order of these steps and the limit of each, and says in words which of them failed.
 //! Trying again is `session.rs`.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use proxymux_proto::{ControlMessage, Registered, SessionEnd};
 use proxymux_transport::{
     control::{ControlError, ControlStream},
-    credentials::{Credentials, CredentialsError, Roots, load_roots},
-    metrics::first_expiry,
+    credentials::ContentId,
     mux::{self, Incoming, MuxLimits, OpenError, Role, SessionFault},
+    reload::InForce,
     session::{Event, SessionCore, SessionOver},
     socket::{self, SessionSocket},
     tls::{self, TlsError, TlsFault, describe_io_error},
+    trust::PeerTrust,
 };
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -21,11 +22,7 @@ use tokio::{
 };
 
 use super::backoff::Unnoticed;
-use crate::{
-    agent::Agent,
-    config::ServerAddr,
-    discovery::{self, Discovery, DiscoveryError},
-};
+use crate::{agent::Agent, certificates::CertificatesError, config::ServerAddr};
 
 /// A session that the master has accepted.
 #[derive(Debug)]
@@ -34,6 +31,12 @@ pub(crate) struct Established {
     pub(crate) incoming: Incoming,
     pub(crate) registered: Registered,
     pub(crate) local: SocketAddr,
+    /// Whether the master is still to be believed.
+    pub(crate) trust: PeerTrust,
+    /// The certificate that was shown to it.
+    pub(crate) shown: ContentId,
+    /// The serial number of that certificate, for logs.
+    pub(crate) serial: String,
 }
 
 /// Which step failed.
@@ -42,9 +45,7 @@ pub(crate) enum EstablishError {
     #[error("{0}")]
     Waiting(String),
     #[error(transparent)]
-    Credentials(DiscoveryError),
-    #[error("no usable CA")]
-    Roots(#[source] CredentialsError),
+    Certificates(Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot look for certificates")]
     Blocking(#[source] tokio::task::JoinError),
     #[error("cannot connect from {from}")]
@@ -92,8 +93,7 @@ impl EstablishError {
                 Some(Unnoticed::NoWay)
             }
             Self::Waiting(_)
-            | Self::Credentials(_)
-            | Self::Roots(_)
+            | Self::Certificates(_)
             | Self::Blocking(_)
             | Self::Socket(_)
             | Self::Tls(_)
@@ -119,21 +119,20 @@ pub(crate) async fn establish(
     server: &ServerAddr,
     at: SocketAddr,
 ) -> Result<Established, EstablishError> {
-    let (credentials, roots) = read_certificates(agent).await?;
-    let expiry = &agent.metrics.expiry;
-    expiry.set("own", Some(credentials.info().not_after));
-    expiry.set("ca", first_expiry(roots.certificates()));
+    let InForce { credentials, roots } = &*certificates(agent).await?;
     let connection = connect(agent, at).await?;
     socket::prepare_session(&connection).map_err(EstablishError::Socket)?;
     let session_socket = SessionSocket::new(&connection).map_err(EstablishError::Socket)?;
     let local = connection.local_addr().map_err(EstablishError::Socket)?;
 
-    let config = tls::agent_config(&credentials, &roots);
+    let config = tls::agent_config(credentials, roots);
     let name = agent.config.expected_name(server).clone();
     let deadline = Instant::now() + HANDSHAKE_LIMIT;
-    let secured = tls::connect(connection, config, name, deadline)
+    let secured = tls::connect(connection, config, name.clone(), deadline)
         .await
         .map_err(EstablishError::Tls)?;
+    let clock = agent.certificates.clock().clone();
+    let trust = PeerTrust::of_master(secured.peer, name, roots, clock);
 
     let limits = MuxLimits {
         max_streams: MAX_STREAMS,
@@ -155,6 +154,9 @@ pub(crate) async fn establish(
         incoming,
         registered,
         local,
+        trust,
+        shown: credentials.content(),
+        serial: credentials.info().serial.clone(),
     })
 }
 
@@ -188,25 +190,23 @@ fn explain(over: SessionOver) -> EstablishError {
     }
 }
 
-async fn read_certificates(agent: &Agent) -> Result<(Credentials, Roots), EstablishError> {
-    let identity = agent.config.client_identity.clone();
-    let ca_file: PathBuf = agent.config.ca_file.clone();
-    let read = tokio::task::spawn_blocking(move || {
-        let roots = match load_roots(&ca_file) {
-            Ok(roots) => roots,
-            Err(error) if error.is_missing() => {
-                return Err(EstablishError::Waiting(format!(
-                    "waiting for the CA: {error}"
-                )));
-            }
-            Err(error) => return Err(EstablishError::Roots(error)),
-        };
-        match discovery::discover(&identity).map_err(EstablishError::Credentials)? {
-            Discovery::Found(credentials) => Ok((credentials, roots)),
-            Discovery::Waiting { message } => Err(EstablishError::Waiting(message)),
-        }
-    });
-    read.await.map_err(EstablishError::Blocking)?
+/// What is in force. Only while nothing is, files are looked at here, so that an agent is ready as
+/// soon as its certificate is there.
+async fn certificates(agent: &Agent) -> Result<Arc<InForce>, EstablishError> {
+    if let Some(in_force) = agent.certificates.in_force() {
+        return Ok(in_force);
+    }
+    let certificates = Arc::clone(&agent.certificates);
+    let looked = tokio::task::spawn_blocking(move || certificates.look());
+    let found = looked.await.map_err(EstablishError::Blocking)?;
+    agent.metrics.show_expiry(&agent.certificates);
+    found.map_err(|trouble| match trouble.downcast::<CertificatesError>() {
+        Ok(error) => match *error {
+            CertificatesError::Waiting(reason) => EstablishError::Waiting(reason),
+            error => EstablishError::Certificates(error.into()),
+        },
+        Err(other) => EstablishError::Certificates(other),
+    })
 }
 
 async fn connect(agent: &Agent, at: SocketAddr) -> Result<TcpStream, EstablishError> {

@@ -6,15 +6,21 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, SessionEnd};
+use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, InstanceId, SessionEnd};
 use proxymux_transport::{
+    credentials::ContentId,
     metrics::{DRAIN, end_word},
     mux::Incoming,
+    reload::InForce,
     session::{Event, SessionCore, SessionOver},
     stream::MessageStream,
     telemetry::chain,
+    trust::PeerTrust,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -22,7 +28,7 @@ use super::{
     establish::Established,
     serve::{StreamContext, serve},
 };
-use crate::{agent::Agent, masters::HeldGuard};
+use crate::{agent::Agent, masters::HeldGuard, metrics::RENEWED};
 
 /// An established session.
 pub(super) struct Session {
@@ -37,10 +43,21 @@ pub(super) struct Session {
     release: Option<oneshot::Sender<Released>>,
     /// Since when it takes no new streams.
     released: Option<Instant>,
+    /// Told when the worker has another session, and with which master; `None` afterwards.
+    successor: Option<oneshot::Receiver<InstanceId>>,
+    /// The same master has another session with this agent now.
+    replaced: bool,
+    master: InstanceId,
+    trust: PeerTrust,
+    /// The certificate that the master was shown.
+    shown: ContentId,
+    renewed: watch::Receiver<Option<Arc<InForce>>>,
     /// The master has said why the session will end.
     goodbye: bool,
-    /// The agent has said that it drains.
+    /// The agent has said that it drains this session.
     draining: bool,
+    /// The agent itself is ending.
+    ending: bool,
     /// When streams that are still open are cut off, or, once they are, no longer waited for.
     finish_by: Option<Instant>,
     began: Instant,
@@ -71,8 +88,13 @@ impl Session {
         at: SocketAddr,
         established: Established,
         release: oneshot::Sender<Released>,
+        successor: oneshot::Receiver<InstanceId>,
     ) -> Self {
-        let held = agent.masters.hold(established.registered.master);
+        let master = established.registered.master;
+        let held = agent.masters.hold(master);
+        let mut renewed = agent.certificates.changes();
+        // They may have been renewed since the handshake began.
+        renewed.mark_changed();
         Self {
             agent,
             at,
@@ -83,8 +105,15 @@ impl Session {
             cut: CancellationToken::new(),
             release: Some(release),
             released: None,
+            successor: Some(successor),
+            replaced: false,
+            master,
+            trust: established.trust,
+            shown: established.shown,
+            renewed,
             goodbye: false,
             draining: false,
+            ending: false,
             finish_by: None,
             began: Instant::now(),
         }
@@ -124,6 +153,9 @@ impl Session {
         let shutdown = self.agent.shutdown.clone();
         loop {
             let finish_by = self.finish_by;
+            // A session that drains or was replaced ends with its streams, trusted or not.
+            let judged = !self.draining && !self.replaced;
+            let next_check = self.trust.next_check();
             let ending = tokio::select! {
                 event = self.core.next() => match event {
                     Event::Over(over) => Some(Ending::Over(over)),
@@ -142,7 +174,10 @@ impl Session {
                     self.accept(stream);
                     None
                 }
-                () = shutdown.drain.cancelled(), if !self.draining => self.drain(),
+                () = shutdown.drain.cancelled(), if !self.ending => self.end_with_agent(),
+                Ok(()) = self.renewed.changed(), if judged => self.review(),
+                () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
+                by = succeeded(&mut self.successor) => self.take_leave(by),
                 () = all_done(&self.streams), if self.draining => {
                     Some(shutting_down("all streams have ended"))
                 }
@@ -195,14 +230,52 @@ impl Session {
         self.streams.spawn(serve(stream, context));
     }
 
-    /// Tells the master that this agent is ending.
-    fn drain(&mut self) -> Option<Ending> {
+    fn end_with_agent(&mut self) -> Option<Ending> {
+        self.ending = true;
+        let reason = format!("agent of node {} is ending", self.agent.config.node_name);
+        self.drain(&reason, Pause::Backoff)
+    }
+
+    /// Looks at whether the session is still one that would be made today.
+    fn review(&mut self) -> Option<Ending> {
+        let in_force = self.agent.certificates.in_force()?;
+        if let Err(lost) = self.trust.check(&in_force.roots) {
+            let reason = chain(&lost);
+            tracing::warn!(
+                master = %self.at, reason, "master is no longer trusted, its session drains"
+            );
+            let reason = format!("the master's certificate: {reason}");
+            return self.drain(&reason, AT_ONCE);
+        }
+        if in_force.credentials.content() != self.shown && self.release.is_some() {
+            tracing::info!(
+                master = %self.at,
+                serial = in_force.credentials.info().serial,
+                "certificate was renewed, this session is replaced"
+            );
+            // It takes new streams until the other one stands: the master sees to that.
+            self.release(AT_ONCE, RENEWED);
+        }
+        None
+    }
+
+    /// The worker has another session.
+    fn take_leave(&mut self, by: InstanceId) -> Option<Ending> {
+        if by == self.master && !self.ending {
+            // Both ends have proven themselves anew: the streams may take as long as they like.
+            self.replaced = true;
+            self.finish_by = None;
+        }
+        None
+    }
+
+    /// Tells the master that this session takes nothing new, and ends it with its last stream.
+    fn drain(&mut self, reason: &str, pause: Pause) -> Option<Ending> {
         self.draining = true;
-        self.release(Pause::Backoff, DRAIN);
+        self.release(pause, DRAIN);
         let limit = self.agent.drain_deadline();
         self.finish_within(limit);
-        let reason = format!("agent of node {} is ending", self.agent.config.node_name);
-        let told = self.core.drain(limit, &reason);
+        let told = self.core.drain(limit, reason);
         told.err()
             .map(|error| Ending::Over(SessionOver::Control(error)))
     }
@@ -260,12 +333,29 @@ async fn all_done(streams: &TaskTracker) {
     streams.wait().await;
 }
 
+/// Waits until the worker has another session, once.
+async fn succeeded(successor: &mut Option<oneshot::Receiver<InstanceId>>) -> InstanceId {
+    if let Some(waiting) = successor {
+        let by = waiting.await;
+        *successor = None;
+        if let Ok(by) = by {
+            return by;
+        }
+    }
+    // None will come: it has come before, or the worker has ended.
+    std::future::pending().await
+}
+
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
+
+/// A certificate that was renewed is good for a new session now, and each node is renewed for
+/// itself: there is no crowd to be spread.
+const AT_ONCE: Pause = Pause::Asked(Duration::ZERO);
 
 /// What the master is given beyond its own deadline to close the session itself.
 const GRACE: Duration = Duration::from_secs(5);

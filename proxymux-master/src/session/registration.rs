@@ -15,6 +15,7 @@ use proxymux_transport::{
     mux::Incoming,
     session::{Event, SessionCore, SessionOver},
     telemetry::chain,
+    trust::PeerTrust,
 };
 
 use crate::master::Master;
@@ -25,6 +26,8 @@ pub(crate) struct Candidate {
     pub(crate) core: SessionCore,
     pub(crate) incoming: Incoming,
     pub(crate) identity: NodeIdentity,
+    /// Whether it is still to be believed.
+    pub(crate) trust: PeerTrust,
     pub(crate) peer: SocketAddr,
 }
 

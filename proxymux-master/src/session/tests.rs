@@ -2,6 +2,7 @@
 //! drains. A stream is played by a token of the session's relays; the clock is paused.
 
 use proxymux_proto::Drain;
+use proxymux_testkit::pki::{Leaf, Validity};
 use tokio::time::sleep;
 
 use super::*;
@@ -234,4 +235,49 @@ async fn whoever_comes_when_the_master_ends_is_sent_away() {
     master.shutdown.drain.cancel();
     let mut agent = Agent::connect(&master, NODE, registration(NODE, 1)).await;
     assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_agents_certificate_expires_takes_nothing_new_and_drains() {
+    let master = master("drain-deadline: 30s");
+    let leaf = Leaf::node_client(NODE).validity(Validity::Seconds(7200));
+    let mut agent = Agent::connect_with(&master, NODE, registration(NODE, 1), &leaf).await;
+    assert!(matches!(
+        agent.message().await,
+        ControlMessage::Registered(_)
+    ));
+    let session = current(&master);
+    let _stream = session.relays.token();
+    agent.idle(Duration::from_secs(7190)).await;
+
+    let told = agent.message().await;
+
+    let ControlMessage::Drain(drain) = told else {
+        panic!("{told:?}");
+    };
+    assert!(drain.reason.contains("expired at"), "{}", drain.reason);
+    assert_eq!(drain.deadline, Duration::from_secs(30));
+    let found = master.registry.find(&target("10.0.10.10:10250"));
+    assert!(!matches!(found, Found::Session(_)), "{found:?}");
+    agent.idle(Duration::from_secs(29)).await;
+    assert!(!session.cut.is_cancelled(), "its streams have their time");
+    agent.message().await;
+    assert!(session.cut.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_replaced_is_not_asked_for_its_certificate_any_more() {
+    let master = master("");
+    let leaf = Leaf::node_client(NODE).validity(Validity::Seconds(3600));
+    let mut older = Agent::connect_with(&master, NODE, registration(NODE, 1), &leaf).await;
+    assert!(matches!(
+        older.message().await,
+        ControlMessage::Registered(_)
+    ));
+    let _stream = current(&master).relays.token();
+
+    let mut newer = Agent::admitted(&master, NODE, 1).await;
+
+    let day = Duration::from_secs(24 * 3600);
+    tokio::join!(older.idle(day), newer.idle(day));
 }

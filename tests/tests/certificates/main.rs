@@ -8,3 +8,5 @@ mod discovery;
 mod of_agents;
 mod of_masters;
 mod replaced;
+mod rotation;
+mod unusable;

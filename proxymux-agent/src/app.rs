@@ -54,7 +54,20 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
         "agent starts"
     );
     choose_mode(&config)?;
-    let agent = Agent::new(config, shutdown.clone());
+    keep_sessions(config, shutdown.clone()).await;
+    if shutdown.force.is_cancelled() {
+        return Err(AppError::Forced);
+    }
+    tracing::info!("agent ends");
+    Ok(())
+}
+
+/// Keeps sessions with all masters until `shutdown` drains, and through the drain.
+///
+/// This is an agent without what a process has only once: signals, log, limits. A process may
+/// run many.
+pub async fn keep_sessions(config: Config, shutdown: Shutdown) {
+    let agent = Agent::new(config, shutdown);
     let links = TaskTracker::new();
     for server in agent.config.server_addrs.clone() {
         links.spawn(link::run(agent.clone(), server));
@@ -62,11 +75,6 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     links.spawn(renewal(Arc::clone(&agent)));
     links.close();
     links.wait().await;
-    if shutdown.force.is_cancelled() {
-        return Err(AppError::Forced);
-    }
-    tracing::info!("agent ends");
-    Ok(())
 }
 
 /// Looks for renewed certificates until the agent drains.

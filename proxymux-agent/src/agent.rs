@@ -8,8 +8,11 @@ use std::{sync::Arc, time::Duration};
 use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
 use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
 
+use tokio::time::Instant;
+
 use crate::{
-    certificates, config::Config, masters::HeldMasters, metrics::Metrics, target::TargetPolicy,
+    board::Board, certificates, config::Config, masters::HeldMasters, metrics::Metrics,
+    target::TargetPolicy,
 };
 
 /// The shared state of one run of the agent.
@@ -22,6 +25,8 @@ pub(crate) struct Agent {
     pub(crate) metrics: Metrics,
     /// What this agent shows to masters, and which of them it believes.
     pub(crate) certificates: Arc<Certificates>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) started: Instant,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -37,6 +42,8 @@ impl Agent {
             instance: InstanceId::from_bytes(id),
             masters: HeldMasters::new(),
             metrics: Metrics::new(),
+            board: Board::new(),
+            started: Instant::now(),
             shutdown,
         })
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use proxymux_transport::{
+    admin::Admin,
     config_file::{Warning, values::Choice as _},
     limits::raise_open_files,
     reload,
@@ -14,6 +15,7 @@ use proxymux_transport::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    admin::{AgentAnswers, mode_in_force},
     agent::Agent,
     config::{Config, Guard, Mode},
     link,
@@ -31,6 +33,9 @@ pub enum AppError {
     /// Streams were cut off because nobody wanted to wait for them.
     #[error("ended at once by a second signal")]
     Forced,
+    /// There is no thread for the admin address.
+    #[error("cannot start the thread of the admin address")]
+    Admin(#[source] std::io::Error),
     /// The signal handlers cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -54,7 +59,12 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
         "agent starts"
     );
     choose_mode(&config)?;
-    keep_sessions(config, shutdown.clone()).await;
+    let agent = Agent::new(config, shutdown.clone());
+    let answers = Arc::new(AgentAnswers(Arc::clone(&agent)));
+    let admin = Admin::start(agent.config.admin.clone(), answers).map_err(AppError::Admin)?;
+    serve_masters(agent).await;
+    // It answers until the drain is over.
+    drop(admin);
     if shutdown.force.is_cancelled() {
         return Err(AppError::Forced);
     }
@@ -64,10 +74,13 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
 
 /// Keeps sessions with all masters until `shutdown` drains, and through the drain.
 ///
-/// This is an agent without what a process has only once: signals, log, limits. A process may
-/// run many.
+/// This is an agent without what a process has only once: signals, log, limits, admin address.
+/// A process may run many.
 pub async fn keep_sessions(config: Config, shutdown: Shutdown) {
-    let agent = Agent::new(config, shutdown);
+    serve_masters(Agent::new(config, shutdown)).await;
+}
+
+async fn serve_masters(agent: Arc<Agent>) {
     let links = TaskTracker::new();
     for server in agent.config.server_addrs.clone() {
         links.spawn(link::run(agent.clone(), server));
@@ -87,15 +100,11 @@ async fn renewal(agent: Arc<Agent>) {
 
 /// Says which mode is in force and why, or that the one configured cannot be had.
 fn choose_mode(config: &Config) -> Result<(), AppError> {
-    match config.mode {
-        Mode::Ebpf => return Err(AppError::NoEbpf),
-        Mode::Auto => tracing::info!(
-            mode = "userspace",
-            reason = "this version has no eBPF support yet",
-            "mode chosen"
-        ),
-        Mode::Userspace => tracing::info!(mode = "userspace", reason = "configured", "mode chosen"),
+    if config.mode == Mode::Ebpf {
+        return Err(AppError::NoEbpf);
     }
+    let (mode, reason) = mode_in_force(config.mode);
+    tracing::info!(mode, reason, "mode chosen");
     if config.guard == Guard::Off {
         Ok(())
     } else {

@@ -3,8 +3,10 @@
 //! It keeps sessions with the masters, dials this node's kubelet when a master asks, and relays.
 //! Start with `app` for the wiring, `session` for the life of a session.
 
+mod admin;
 mod agent;
 pub mod app;
+mod board;
 mod certificates;
 pub mod config;
 pub mod discovery;

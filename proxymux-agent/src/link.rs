@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agent::Agent,
+    board::{Row, State},
     config::ServerAddr,
     session::{Backoff, Worker},
 };
@@ -25,9 +26,11 @@ use crate::{
 /// Keeps sessions with every master that an entry of `server-addr` stands for, until the agent
 /// drains.
 pub(crate) async fn run(agent: Arc<Agent>, server: ServerAddr) {
+    let row = agent.board.row(&server, None, State::Resolving);
     let mut link = Link {
         agent,
         server,
+        row: Some(row),
         workers: TaskTracker::new(),
         active: HashMap::new(),
         trouble: None,
@@ -44,6 +47,8 @@ pub(crate) async fn run(agent: Arc<Agent>, server: ServerAddr) {
 struct Link {
     agent: Arc<Agent>,
     server: ServerAddr,
+    /// There until the name has been resolved once: from then on workers have rows.
+    row: Option<Row>,
     workers: TaskTracker,
     active: HashMap<SocketAddr, CancellationToken>,
     trouble: Option<String>,
@@ -72,6 +77,7 @@ impl Link {
     /// Starts workers for new addresses and retires those whose address is gone.
     fn adopt(&mut self, addresses: &BTreeSet<SocketAddr>) {
         self.trouble = None;
+        self.row = None;
         self.active.retain(|at, retired| {
             let stays = addresses.contains(at);
             if !stays {
@@ -103,6 +109,9 @@ impl Link {
 
     fn report(&mut self, error: &io::Error, pause: Duration) {
         let (text, retry_in_ms) = (error.to_string(), millis(pause));
+        if let Some(row) = &self.row {
+            row.failed(format!("cannot resolve: {text}"), pause);
+        }
         if self.trouble.as_ref() == Some(&text) {
             tracing::debug!(server = %self.server, error = text, retry_in_ms, "still unresolved");
             return;

@@ -20,7 +20,12 @@ use self::{
     establish::{Established, establish},
     run::{Session, log_addresses},
 };
-use crate::{agent::Agent, config::ServerAddr, metrics::failure_word};
+use crate::{
+    agent::Agent,
+    board::{Row, State},
+    config::ServerAddr,
+    metrics::failure_word,
+};
 
 mod backoff;
 mod establish;
@@ -43,6 +48,8 @@ pub(crate) struct Worker {
     trouble: Option<String>,
     /// Tells the last session which master its successor is with.
     succeed: Option<oneshot::Sender<InstanceId>>,
+    /// What this worker is doing.
+    row: Row,
 }
 
 /// A session that no longer takes new streams, so that the worker may go on.
@@ -74,6 +81,7 @@ impl Worker {
         retired: CancellationToken,
     ) -> Self {
         Self {
+            row: agent.board.row(&server, Some(at), State::Dialling),
             agent,
             server,
             at,
@@ -101,7 +109,11 @@ impl Worker {
 
     async fn keep_dialling(&mut self) {
         loop {
+            if self.agent.masters.count() >= self.only_below {
+                self.row.set(State::Standby);
+            }
             self.agent.masters.fewer_than(self.only_below).await;
+            self.row.set(State::Dialling);
             let mut changes = self.agent.masters.changes();
             let pause = match establish(&self.agent, &self.server, self.at).await {
                 Ok(established) => {
@@ -110,13 +122,17 @@ impl Worker {
                     if released.lived >= SETTLED {
                         self.backoff.reset();
                     }
-                    self.length_of(released.pause)
+                    let pause = self.length_of(released.pause);
+                    self.row
+                        .failed(format!("last session: {}", released.reason), pause);
+                    pause
                 }
                 Err(error) => {
                     let reconnects = &self.agent.metrics.reconnects;
                     reconnects.get(failure_word(&error)).inc();
                     let pause = self.length_of(pause_after(&error));
                     self.report(&error, pause);
+                    self.row.failed(chain(&error), pause);
                     if is_already_connected(&error) && self.has_enough_masters() {
                         // Another way to the same master. It is of use when that session is gone.
                         let again = FORGET_KNOWN + up_to(FORGET_KNOWN);
@@ -145,8 +161,8 @@ impl Worker {
             // One that has ended needs no word.
             let _ = predecessor.send(established.registered.master);
         }
-        let agent = Arc::clone(&self.agent);
-        let session = Session::new(agent, self.at, established, release, successor);
+        let (agent, row) = (Arc::clone(&self.agent), &self.row);
+        let session = Session::new(agent, self.at, established, release, successor, row);
         self.sessions.spawn(session.run());
         // A session's task that panicked has released nothing: dial again.
         released.await.unwrap_or(Released {

@@ -259,6 +259,12 @@ pub fn millis(duration: std::time::Duration) -> u64 {
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
+/// Whole microseconds, for a status.
+#[must_use]
+pub fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The log target of access lines.
 pub const ACCESS: &str = "access";
 

@@ -28,7 +28,12 @@ use super::{
     establish::Established,
     serve::{StreamContext, serve},
 };
-use crate::{agent::Agent, masters::HeldGuard, metrics::RENEWED};
+use crate::{
+    agent::Agent,
+    board::{Row, SessionEntry, State},
+    masters::HeldGuard,
+    metrics::RENEWED,
+};
 
 /// An established session.
 pub(super) struct Session {
@@ -39,6 +44,7 @@ pub(super) struct Session {
     /// There while the session takes new streams.
     held: Option<HeldGuard>,
     streams: TaskTracker,
+    row: Row,
     cut: CancellationToken,
     release: Option<oneshot::Sender<Released>>,
     /// Since when it takes no new streams.
@@ -89,19 +95,28 @@ impl Session {
         established: Established,
         release: oneshot::Sender<Released>,
         successor: oneshot::Receiver<InstanceId>,
+        of: &Row,
     ) -> Self {
         let master = established.registered.master;
         let held = agent.masters.hold(master);
         let mut renewed = agent.certificates.changes();
         // They may have been renewed since the handshake began.
         renewed.mark_changed();
+        let streams = TaskTracker::new();
+        let row = of.session(SessionEntry {
+            master,
+            addresses: established.registered.addresses,
+            rtt: None,
+            streams: streams.clone(),
+        });
         Self {
             agent,
             at,
             core: established.core,
             incoming: established.incoming,
             held: Some(held),
-            streams: TaskTracker::new(),
+            streams,
+            row,
             cut: CancellationToken::new(),
             release: Some(release),
             released: None,
@@ -165,6 +180,7 @@ impl Session {
                     }
                     Event::Pong(rtt) => {
                         self.agent.metrics.sessions.round_trip(rtt);
+                        self.row.round_trip(rtt);
                         None
                     }
                     Event::WornOut => None,
@@ -192,7 +208,10 @@ impl Session {
 
     fn take_in(&mut self, message: ControlMessage) {
         match message {
-            ControlMessage::Addresses(addresses) => log_addresses(self.at, &addresses),
+            ControlMessage::Addresses(addresses) => {
+                log_addresses(self.at, &addresses);
+                self.row.addresses(&addresses);
+            }
             ControlMessage::Drain(Drain { deadline, reason }) => {
                 tracing::info!(master = %self.at, reason, "master drains the session");
                 self.release(Pause::Backoff, DRAIN);
@@ -302,6 +321,7 @@ impl Session {
         self.held = None;
         if let Some(release) = self.release.take() {
             self.released = Some(Instant::now());
+            self.row.set(State::Draining);
             // A worker that has ended needs no word.
             let _ = release.send(Released {
                 pause,

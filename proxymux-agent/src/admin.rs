@@ -1,0 +1,135 @@
+//! What the agent answers at its admin address.
+//!
+//! Owns the words for not being ready, and the form of the status, which `proxymux-agent status`
+//! shows. Serving it is `proxymux_transport::admin`.
+
+use std::sync::Arc;
+
+use proxymux_transport::{
+    admin::Answers,
+    certificate::utc,
+    config_file::values::Choice as _,
+    reload::Certificates,
+    telemetry::{micros, millis},
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    agent::Agent,
+    board::{Entry, SessionEntry},
+    config::Mode,
+};
+
+/// The agent, as its admin address sees it.
+pub(crate) struct AgentAnswers(pub(crate) Arc<Agent>);
+
+impl Answers for AgentAnswers {
+    /// Ready is who can be asked for something by at least one master.
+    fn unready(&self) -> Vec<String> {
+        let agent = &self.0;
+        if agent.shutdown.drain.is_cancelled() {
+            return vec!["draining: this agent was told to end".to_owned()];
+        }
+        if agent.masters.count() > 0 {
+            return Vec::new();
+        }
+        let entries = agent.board.entries();
+        if entries.is_empty() {
+            return vec!["no session with any master; none was tried yet".to_owned()];
+        }
+        let reasons = entries.iter().map(Entry::describe);
+        reasons
+            .map(|reason| format!("no session with {reason}"))
+            .collect()
+    }
+
+    fn metrics(&self) -> String {
+        self.0.metrics.scrape()
+    }
+
+    fn status(&self) -> Value {
+        let agent = &self.0;
+        let config = &agent.config;
+        let reasons = self.unready();
+        let (mode, mode_reason) = mode_in_force(config.mode);
+        let masters: Vec<_> = agent.board.entries().iter().map(show_entry).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": config.node_name.to_string(),
+            "node_id": config.node_id,
+            "cluster_id": config.cluster_id,
+            "labels": config.labels,
+            "instance": agent.instance.to_string(),
+            "uptime_s": agent.started.elapsed().as_secs(),
+            "ready": reasons.is_empty(),
+            "reasons": reasons,
+            "draining": agent.shutdown.drain.is_cancelled(),
+            "mode": mode,
+            "mode_configured": config.mode.word(),
+            "mode_reason": mode_reason,
+            "kubelet": config.kubelet_addr.to_string(),
+            "streams": agent.metrics.streams.count(),
+            "masters": masters,
+            "certificates": certificates(&agent.certificates),
+        })
+    }
+}
+
+/// What is in force; null while nothing is.
+fn certificates(certificates: &Certificates) -> Value {
+    let Some(in_force) = certificates.in_force() else {
+        return Value::Null;
+    };
+    let info = in_force.credentials.info();
+    let first_ca = certificates.expiry().map(|expiry| utc(expiry.first_ca));
+    json!({
+        "subject": info.subject,
+        "serial": info.serial,
+        "expires": utc(info.not_after),
+        "first_ca_expires": first_ca,
+    })
+}
+
+/// The mode in force, and why it is that.
+pub(crate) fn mode_in_force(configured: Mode) -> (&'static str, &'static str) {
+    match configured {
+        Mode::Auto | Mode::Ebpf => ("userspace", "this version has no eBPF support yet"),
+        Mode::Userspace => ("userspace", "configured"),
+    }
+}
+
+/// Without a session what is known of sessions is null.
+fn show_entry(entry: &Entry) -> Value {
+    let retry_in = entry
+        .retry_at
+        .map(|at| at.saturating_duration_since(Instant::now()));
+    let session = entry.session.as_ref();
+    json!({
+        "server": entry.server,
+        "address": entry.at.map(|at| at.to_string()),
+        "state": entry.state.word(),
+        "since_s": entry.since.elapsed().as_secs(),
+        "last_error": entry.last_error,
+        "retry_in_ms": retry_in.map(millis),
+        "master_id": session.map(|session| session.master.to_string()),
+        "rtt_us": session.and_then(|session| session.rtt).map(micros),
+        "streams": session.map(|session| session.streams.len()),
+        "addresses": session.map(granted),
+        "addresses_refused": session.map(refused),
+    })
+}
+
+/// The addresses that lead to this node.
+fn granted(session: &SessionEntry) -> Vec<String> {
+    let granted = session.addresses.granted.iter();
+    granted.map(ToString::to_string).collect()
+}
+
+/// Those that do not, and why.
+fn refused(session: &SessionEntry) -> Vec<Value> {
+    let refused = session.addresses.refused.iter();
+    refused
+        .map(|refusal| json!({ "address": refusal.address.to_string(), "reason": refusal.reason }))
+        .collect()
+}

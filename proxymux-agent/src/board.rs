@@ -1,0 +1,294 @@
+//! What the agent is doing about each master, for whoever asks.
+//!
+//! Owns a row for every address that is dialled or waited for, and for every session, also one
+//! that only finishes its streams. Who works on something writes its row ([`Row`]), which goes
+//! when it is dropped; nobody decides anything by what stands here.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proxymux_proto::{Addresses, InstanceId};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+/// All rows.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    rows: Mutex<Rows>,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    next: u64,
+    by_number: BTreeMap<u64, Entry>,
+}
+
+/// Somebody's row on the board, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Row {
+    board: Arc<Board>,
+    number: u64,
+}
+
+/// What stands in a row.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// As in `server-addr`.
+    pub(crate) server: String,
+    /// `None` while the name is not resolved.
+    pub(crate) at: Option<SocketAddr>,
+    pub(crate) state: State,
+    /// Since when it is in this state.
+    pub(crate) since: Instant,
+    /// Why the last attempt failed, or the last session ended; kept while a new one stands.
+    pub(crate) last_error: Option<String>,
+    /// When the next attempt is made.
+    pub(crate) retry_at: Option<Instant>,
+    pub(crate) session: Option<SessionEntry>,
+}
+
+/// What is known of a session.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionEntry {
+    pub(crate) master: InstanceId,
+    pub(crate) addresses: Addresses,
+    pub(crate) rtt: Option<Duration>,
+    /// The tasks of the session's streams.
+    pub(crate) streams: TaskTracker,
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum State {
+    /// The name is being resolved.
+    Resolving,
+    /// A session is being established.
+    Dialling,
+    /// Until the next attempt.
+    Waiting,
+    /// Enough masters are held; this address is only dialled when one is lost.
+    Standby,
+    /// There is a session, which has its own row.
+    Held,
+    /// This is a session, which takes new streams.
+    Connected,
+    /// This is a session, which takes no new streams.
+    Draining,
+}
+
+impl Board {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// A row for an entry of `server-addr`, or for one address that it stands for.
+    pub(crate) fn row(
+        self: &Arc<Self>,
+        server: &impl fmt::Display,
+        at: Option<SocketAddr>,
+        state: State,
+    ) -> Row {
+        self.add(Entry {
+            server: server.to_string(),
+            at,
+            state,
+            since: Instant::now(),
+            last_error: None,
+            retry_at: None,
+            session: None,
+        })
+    }
+
+    /// Everything that is being done now, except that there are sessions, which speak for
+    /// themselves.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        let rows = self.lock();
+        let shown = rows
+            .by_number
+            .values()
+            .filter(|entry| entry.state != State::Held);
+        shown.cloned().collect()
+    }
+
+    fn add(self: &Arc<Self>, entry: Entry) -> Row {
+        let mut rows = self.lock();
+        let number = rows.next;
+        rows.next += 1;
+        rows.by_number.insert(number, entry);
+        Row {
+            board: Arc::clone(self),
+            number,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rows> {
+        // Nothing in here leaves the rows half-changed on a panic.
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    /// Says what is being done now.
+    pub(crate) fn set(&self, state: State) {
+        self.update(|entry| entry.enter(state));
+    }
+
+    /// Says why there is no session, and when it is tried again.
+    pub(crate) fn failed(&self, error: String, pause: Duration) {
+        self.update(|entry| {
+            entry.enter(State::Waiting);
+            entry.last_error = Some(error);
+            entry.retry_at = Some(Instant::now() + pause);
+        });
+    }
+
+    /// A row for a session that has come of this one's work.
+    pub(crate) fn session(&self, session: SessionEntry) -> Self {
+        self.set(State::Held);
+        let entry = self.board.lock().by_number.get(&self.number).cloned();
+        let (server, at, last_error) = entry.map_or_else(Default::default, |entry| {
+            (entry.server, entry.at, entry.last_error)
+        });
+        self.board.add(Entry {
+            server,
+            at,
+            state: State::Connected,
+            since: Instant::now(),
+            last_error,
+            retry_at: None,
+            session: Some(session),
+        })
+    }
+
+    /// Notes a round trip of this session.
+    pub(crate) fn round_trip(&self, rtt: Duration) {
+        self.update_session(|session| session.rtt = Some(rtt));
+    }
+
+    /// Notes which addresses the master lets lead to this node.
+    pub(crate) fn addresses(&self, addresses: &Addresses) {
+        self.update_session(|session| session.addresses = addresses.clone());
+    }
+
+    fn update_session(&self, change: impl FnOnce(&mut SessionEntry)) {
+        self.update(|entry| {
+            if let Some(session) = &mut entry.session {
+                change(session);
+            }
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.board.lock().by_number.get_mut(&self.number) {
+            change(entry);
+        }
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        self.board.lock().by_number.remove(&self.number);
+    }
+}
+
+impl Entry {
+    fn enter(&mut self, state: State) {
+        if self.state != state {
+            self.state = state;
+            self.since = Instant::now();
+        }
+        self.retry_at = None;
+    }
+
+    /// The master and what is the matter with it, in a few words.
+    pub(crate) fn describe(&self) -> String {
+        let Self { server, state, .. } = self;
+        let at = self.at.map(|at| format!(" at {at}")).unwrap_or_default();
+        let why = self.last_error.as_ref();
+        let why = why.map(|error| format!(": {error}")).unwrap_or_default();
+        format!("{server}{at}: {}{why}", state.word())
+    }
+}
+
+impl State {
+    /// The word for status and tables.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Resolving => "resolving",
+            Self::Dialling => "dialling",
+            Self::Waiting => "waiting",
+            Self::Standby => "standby",
+            Self::Held | Self::Connected => "connected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states(board: &Board) -> Vec<(String, State)> {
+        let entries = board.entries();
+        let shown = entries.into_iter().map(|entry| (entry.server, entry.state));
+        shown.collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_stands_for_its_address_until_it_ends() {
+        let board = Board::new();
+        let at = "192.0.2.10:12250".parse().ok();
+        let row = board.row(&"https://m:12250", at, State::Dialling);
+        row.failed("refused".to_owned(), Duration::from_secs(3));
+        assert_eq!(
+            board.entries().first().unwrap().describe(),
+            "https://m:12250 at 192.0.2.10:12250: waiting: refused"
+        );
+
+        row.set(State::Dialling);
+        let session = row.session(SessionEntry {
+            master: InstanceId::from_bytes([1; 16]),
+            addresses: Addresses::default(),
+            rtt: None,
+            streams: TaskTracker::new(),
+        });
+        session.round_trip(Duration::from_millis(2));
+
+        let entries = board.entries();
+        let entry = entries.first().unwrap();
+        assert_eq!((entries.len(), entry.state), (1, State::Connected));
+        assert_eq!(entry.last_error.as_deref(), Some("refused"));
+        let rtt = entry.session.as_ref().unwrap().rtt;
+        assert_eq!(rtt, Some(Duration::from_millis(2)));
+
+        session.set(State::Draining);
+        row.set(State::Dialling);
+        let server = "https://m:12250".to_owned();
+        let both = [
+            (server.clone(), State::Dialling),
+            (server.clone(), State::Draining),
+        ];
+        assert_eq!(states(&board), both);
+        drop(session);
+        assert_eq!(states(&board), [(server, State::Dialling)]);
+        drop(row);
+        assert!(states(&board).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_lasts_from_its_beginning() {
+        let board = Board::new();
+        let row = board.row(&"s", None, State::Resolving);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        row.set(State::Resolving);
+        let since = |board: &Board| board.entries().first().unwrap().since.elapsed();
+        assert_eq!(since(&board), Duration::from_secs(5));
+        row.failed("x".to_owned(), Duration::ZERO);
+        assert_eq!(since(&board), Duration::ZERO);
+    }
+}

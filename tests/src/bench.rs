@@ -8,6 +8,7 @@
 mod case;
 mod client;
 mod cpu;
+mod crowd;
 mod far_end;
 mod figures;
 mod footprint;
@@ -126,7 +127,8 @@ impl<W: Write + Send> Bench<'_, W> {
         }
         self.measure_idle().await?;
         self.measure_rounds().await?;
-        self.measure_stalled().await
+        self.measure_stalled().await?;
+        self.measure_fleet().await
     }
 
     /// Before anything has been asked of the daemons.
@@ -239,6 +241,19 @@ impl<W: Write + Send> Bench<'_, W> {
                 ..Row::default()
             });
         }
+        Ok(())
+    }
+
+    async fn measure_fleet(&mut self) -> Result<()> {
+        let size = self.plan.fleet;
+        if size == 0 {
+            return Ok(());
+        }
+        // They have been measured, and would only be in the way.
+        self.stages.clear();
+        self.say(&format!("session: {size} agents of one master"))?;
+        let row = crowd::measure(size, self.plan.fleet_rest).await?;
+        self.results.rows.push(row);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ fn every_part_is_measured_and_told_in_the_promised_form() -> Result<()> {
     }
     ensure!(json["background_cpu_s_per_s"].is_number(), "no background");
     let figures = json["figures"].as_array().context("no figures")?;
-    ensure!(figures.len() >= 11, "{figures:#?}");
+    ensure!(figures.len() >= 15, "{figures:#?}");
     bench.wait_for_line("figures to reach:", Duration::ZERO)?;
     nothing_is_left_of(bench.pid())
 }
@@ -137,6 +137,7 @@ const EXPECTED: &[Expected] = &[
     ("session", "rss", 0, IDLE),
     ("session", "rss", 4, MEMORY),
     ("session", "stalled", 3, PATIENCE),
+    ("session", "fleet", 10, CROWD),
 ];
 
 const BULK: &[&str] = &["gib_per_s", "cpu_s_per_gib"];
@@ -156,6 +157,14 @@ const IDLE: &[&str] = &[
     "window_s",
 ];
 const PATIENCE: &[&str] = &["p50_us", "p99_us", "quiet_p50_us", "quiet_p99_us"];
+
+const CROWD: &[&str] = &[
+    "master_rss_kib",
+    "all_connected_s",
+    "all_back_s",
+    "master_rss_per_session_kib",
+    "failed_for_time",
+];
 
 /// In every row.
 const FIELDS: [&str; 9] = [

@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // All that it does itself is to move bytes: whole-program optimisation would cost minutes
     // and change nothing.
     Command::cargo(["build", "--locked", "--profile", build::TESTED_PROFILE])
-        .args(["--package", PACKAGE, "--bin", PROGRAM])
+        .args(["--package", PACKAGE, "--bin", PROGRAM, "--bin", FLEET])
         .run()?;
     let program = workspace.target.join(build::TESTED_PROFILE).join(PROGRAM);
     let mut bench = std::process::Command::new(&program);
@@ -72,6 +72,9 @@ fn arguments(options: &Options) -> Result<Vec<OsString>> {
 
 const PACKAGE: &str = "proxymux-tests";
 const PROGRAM: &str = "proxymux-bench";
+
+/// What the bench starts for many agents at once; it looks for it beside itself.
+const FLEET: &str = "proxymux-fleet";
 
 #[cfg(test)]
 mod tests {

@@ -137,6 +137,12 @@ fn of_the_fleet(results: &Results, plan: &super::Plan) -> Vec<Figure> {
             "KiB",
             FLEET_SESSION,
         ),
+        figure(
+            "failed for want of time",
+            Bound::AtMost(0.0),
+            "of them",
+            FLEET_TOO_SLOW,
+        ),
     ]
 }
 
@@ -193,6 +199,7 @@ pub(super) const AGENT_SWITCHES: &str = "agent_voluntary_switches_per_s";
 pub(super) const QUIET_P99: &str = "quiet_p99_us";
 pub(super) const FLEET_CONNECTED: &str = "all_connected_s";
 pub(super) const FLEET_BACK: &str = "all_back_s";
+pub(super) const FLEET_TOO_SLOW: &str = "failed_for_time";
 pub(super) const FLEET_SESSION: &str = "master_rss_per_session_kib";
 
 #[cfg(test)]

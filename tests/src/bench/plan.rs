@@ -30,6 +30,8 @@ pub struct Plan {
     pub(super) requests_per_block: u64,
     /// How many agents one master is given; none in the small runs.
     pub(super) fleet: usize,
+    /// How long they are left alone before their master's memory is looked at.
+    pub(super) fleet_rest: Duration,
 }
 
 /// Downloads that run and then stall.
@@ -58,6 +60,7 @@ impl Plan {
             blocks: 5,
             requests_per_block: 2_000,
             fleet: 1_000,
+            fleet_rest: Duration::from_secs(10),
         }
     }
 
@@ -102,6 +105,7 @@ impl Plan {
             blocks: 2,
             requests_per_block: 20,
             fleet: 10,
+            fleet_rest: Duration::from_secs(1),
         }
     }
 
@@ -116,6 +120,7 @@ impl Plan {
             "idle_s": self.idle.as_secs_f64(),
             "blocks": self.blocks,
             "requests_per_block": self.requests_per_block,
+            "fleet_rest_s": self.fleet_rest.as_secs_f64(),
         })
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! Owns the wiring; it is the one place that knows every part. Read [`run`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use proxymux_transport::{
+    admin::Admin,
     config_file::Warning,
     limits::raise_open_files,
     reload::{self, Certificates, Derived},
@@ -15,6 +19,7 @@ use proxymux_transport::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    admin::MasterAnswers,
     agents::AgentDoor,
     certificates::CertificateFiles,
     claims::{NodeList, NodeListError, Policy},
@@ -39,6 +44,9 @@ pub enum AppError {
     /// The signal handlers cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
+    /// There is no thread for the admin address.
+    #[error("cannot start the thread of the admin address")]
+    Admin(#[source] std::io::Error),
     /// A listener cannot be opened.
     #[error("{0}")]
     Listen(String),
@@ -71,6 +79,8 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let policy = read_policy(&config.node_addresses)?;
     let master = Master::new(config, policy, certificates, shutdown);
 
+    let answers = Arc::new(MasterAnswers(Arc::clone(&master)));
+    let admin = Admin::start(master.config.admin.clone(), answers).map_err(AppError::Admin)?;
     let (sessions, requests, doors) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let agents = AgentDoor::bind(Arc::clone(&master), sessions.clone()).await;
     let agents = agents.map_err(|error| AppError::Listen(chain(&error)))?;
@@ -78,7 +88,9 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let front_doors = bind_front_doors(&master.config, &mut renewed).await?;
     // Nobody is let in by a master that may still fail to start.
     doors.spawn(agents.run(master.shutdown.drain.clone()));
+    master.readiness.agents.store(true, Ordering::Release);
     run_front_doors(front_doors, &master, &requests, &doors);
+    master.readiness.doors.store(true, Ordering::Release);
     doors.spawn(upkeep(Arc::clone(&master)));
     doors.spawn(renewal(Arc::clone(&master), renewed));
     tracing::info!(master.id = %master.id, "master is up");
@@ -87,6 +99,8 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let drained = drain(&master, &requests, &sessions).await;
     doors.close();
     doors.wait().await;
+    // It answers until the drain is over.
+    drop(admin);
     drained?;
     tracing::info!("master ends");
     Ok(())

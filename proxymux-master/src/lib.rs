@@ -3,6 +3,8 @@
 //! Start with `app` for the wiring, `registry` for which node is reached by which session,
 //! `gateway` for what happens to a request, `session` for the life of a session.
 
+mod about;
+mod admin;
 mod admission;
 mod agents;
 pub mod app;

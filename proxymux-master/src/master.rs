@@ -11,8 +11,8 @@ use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, claims::Policy, config::Config, metrics::Metrics, registry::Registry,
-    routes::Routes, session, trouble::Repeats,
+    admin::Readiness, admission::Admission, claims::Policy, config::Config, metrics::Metrics,
+    registry::Registry, routes::Routes, session, trouble::Repeats,
 };
 
 /// The shared state of one run of the master.
@@ -23,6 +23,7 @@ pub(crate) struct Master {
     pub(crate) registry: Arc<Registry>,
     pub(crate) routes: Routes,
     pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
     pub(crate) admission: Arc<Admission>,
     /// Why agents were refused lately, for the log.
     pub(crate) refused: Repeats,
@@ -49,6 +50,7 @@ impl Master {
             registry,
             routes,
             metrics: Metrics::new(),
+            readiness: Readiness::default(),
             admission,
             refused: Repeats::default(),
             certificates,

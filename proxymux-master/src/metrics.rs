@@ -94,7 +94,6 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text form.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the admin address will ask"))]
     pub(crate) fn scrape(&self) -> String {
         encode(&self.registry)
     }

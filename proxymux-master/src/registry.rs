@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    about::About,
     admission::Presence,
     claims::{Change, Claims, Evidence, NoRangeHolder, Policy},
     gateway::WAIT_FOR_RETURN,
@@ -45,6 +46,7 @@ pub(crate) struct SessionHandle {
     pub(crate) registered: CancellationToken,
     /// Whether new streams may be opened.
     pub(crate) open: AtomicBool,
+    pub(crate) about: About,
 }
 
 /// What the rest of the master wants of a session.
@@ -84,6 +86,17 @@ struct Node {
     /// Runs of agents that others have taken over from, the oldest first. They may not take
     /// over again: two agents with one certificate would evict each other for ever.
     evicted: VecDeque<InstanceId>,
+}
+
+/// A node, to be shown.
+#[derive(Debug)]
+pub(crate) struct NodeView {
+    pub(crate) name: NodeName,
+    /// The session that takes new streams.
+    pub(crate) session: Option<Arc<SessionHandle>>,
+    /// When its last session ended; meaningless while it has one.
+    pub(crate) seen: Instant,
+    pub(crate) addresses: Addresses,
 }
 
 /// What is known of a target.
@@ -202,6 +215,21 @@ impl Registry {
             Some(node) if node.seen.elapsed() < WAIT_FOR_RETURN => Presence::Awaited,
             Some(_) | None => Presence::Away,
         }
+    }
+
+    /// All nodes in the order of their names.
+    pub(crate) fn view(&self) -> Vec<NodeView> {
+        let state = self.lock();
+        let view = state.nodes.iter().map(|(name, node)| NodeView {
+            name: name.clone(),
+            session: node.current.clone(),
+            seen: node.seen,
+            addresses: state.claims.addresses(name).unwrap_or_default(),
+        });
+        let mut nodes: Vec<_> = view.collect();
+        drop(state);
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        nodes
     }
 
     /// Who is to be asked for a target.

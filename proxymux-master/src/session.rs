@@ -28,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::registration::{Candidate, RegistrationError, control_stream};
 use self::registration::{log_no_registration, log_refusal, objection, registration};
 use crate::{
+    about::About,
     admission::SessionPlace,
     claims::Evidence,
     master::Master,
@@ -152,6 +153,7 @@ impl Session {
             cut: CancellationToken::new(),
             registered: CancellationToken::new(),
             open: true.into(),
+            about: About::new(registration, trust.not_after()),
         });
         let evidence = Evidence {
             ip_sans: &identity.ip_sans,
@@ -286,6 +288,7 @@ impl Session {
             }
             Event::Pong(rtt) => {
                 self.master.metrics.sessions.round_trip(rtt);
+                self.handle.about.round_trip(rtt);
                 if let Some(probe) = self.probe.take() {
                     self.finish_superseded(&probe);
                 }

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, LazyLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use proxymux_proto::{
@@ -32,6 +32,7 @@ use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    about::About,
     certificates::CertificateFiles,
     claims::{Evidence, Policy},
     config::Config,
@@ -125,6 +126,7 @@ pub(crate) fn session(node: &str, run: u8) -> TestSession {
         cut: CancellationToken::new(),
         registered: CancellationToken::new(),
         open: true.into(),
+        about: About::new(&registration(node, run), SystemTime::UNIX_EPOCH),
     });
     handle.registered.cancel();
     TestSession {

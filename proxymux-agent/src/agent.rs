@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
-use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
+use proxymux_transport::{memory::MemoryBudget, reload::Certificates, shutdown::Shutdown};
 
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub(crate) struct Agent {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) board: Arc<Board>,
     pub(crate) started: Instant,
+    /// What all streams may hold.
+    pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -35,15 +37,17 @@ impl Agent {
         let mut id = [0; 16];
         // Not a secret: it only has to differ from other runs.
         fastrand::fill(&mut id);
+        let memory = MemoryBudget::new(config.max_memory);
         Arc::new(Self {
             policy: TargetPolicy::new(&config),
             certificates: certificates::of_agent(&config),
             config,
             instance: InstanceId::from_bytes(id),
             masters: HeldMasters::new(),
-            metrics: Metrics::new(),
             board: Board::new(),
             started: Instant::now(),
+            metrics: Metrics::new(&memory),
+            memory,
             shutdown,
         })
     }

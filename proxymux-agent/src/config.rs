@@ -19,7 +19,10 @@ use ipnet::IpNet;
 use proxymux_proto::{AllowedRange, NodeName};
 use proxymux_transport::config_file::{
     ConfigError, Document, UnknownKeys, Warning,
-    values::{AdminAddr, AutoOff, Choice as _, EffectiveSettings, LogFormat, show_duration_or_off},
+    values::{
+        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, LogFormat,
+        show_duration_or_off,
+    },
 };
 use rustls::pki_types::ServerName;
 
@@ -82,6 +85,10 @@ pub struct Config {
     pub guard_inf: Vec<InterfaceName>,
     /// Where administration requests come in.
     pub admin: AdminAddr,
+    /// What the streams of one session may hold in memory.
+    pub max_memory_per_session: ByteSize,
+    /// What all streams may hold in memory.
+    pub max_memory: ByteSize,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// How long a relayed connection may be silent; `None` is for ever.
@@ -205,7 +212,9 @@ impl Config {
             .add(
                 "dial-timeout",
                 show_duration_or_off(Some(self.dial_timeout)),
-            );
+            )
+            .add("max-memory-per-session", self.max_memory_per_session)
+            .add("max-memory", self.max_memory);
         settings
     }
 }

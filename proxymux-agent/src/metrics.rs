@@ -4,13 +4,14 @@
 //! count alike is in `proxymux_transport::metrics`. A new part gets a field here and is registered
 //! in [`Metrics::new`]; `docs/metrics.md` is made from the result, and a test compares them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use proxymux_proto::{EndCode, RefuseCode};
 use proxymux_transport::{
+    memory::MemoryBudget,
     metrics::{
-        Counters, Histogram, Moments, ProcessMetrics, Registry, SessionMetrics, StreamMetrics,
-        certificate_expiry, counters, encode, end_words, registry, times,
+        Counters, Histogram, MemoryMetrics, Moments, ProcessMetrics, Registry, SessionMetrics,
+        StreamMetrics, certificate_expiry, counters, encode, end_words, registry, times,
     },
     reload::Certificates,
     telemetry::Path,
@@ -33,10 +34,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
         let mut registry = registry("proxymux_agent", env!("CARGO_PKG_VERSION"));
         let r = &mut registry;
         ProcessMetrics::register(r);
+        MemoryMetrics::register(r, memory);
         let sessions = SessionMetrics::register(r);
         let reasons: Vec<_> = FAILURES.iter().copied().chain(end_words()).collect();
         let reconnects = counters(
@@ -131,11 +133,13 @@ const CERTIFICATES: &[&str] = &["own", "ca"];
 
 #[cfg(test)]
 mod tests {
+    use proxymux_transport::config_file::values::ByteSize;
+
     use super::*;
 
     #[test]
     fn a_fresh_agent_shows_every_metric_and_no_open_thing() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
         let text = metrics.scrape();
 
         for zero in [

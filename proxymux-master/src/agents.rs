@@ -221,7 +221,9 @@ async fn establish(
         max_pending: count(master.config.max_pending_dials_per_node.get()),
         worn_out_at: WORN_OUT_AT,
     };
-    let (mux, mut incoming, driver) = mux::start(secured.stream, Role::Master, limits);
+    let memory = master.memory.session(master.config.max_memory_per_session);
+    let (mux, mut incoming, driver) =
+        mux::start_within(secured.stream, Role::Master, limits, memory);
     // Whoever opens no control stream is not to keep its connection.
     let mut driver = AbortOnDropHandle::new(drive(driver));
     let core = match session::control_stream(&mut incoming).await {

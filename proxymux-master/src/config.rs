@@ -71,6 +71,10 @@ pub struct Config {
     pub max_handshakes: NonZeroU32,
     /// How many agents may register within a second.
     pub max_registrations_per_second: NonZeroU32,
+    /// What the streams of one session may hold in memory.
+    pub max_memory_per_session: ByteSize,
+    /// What all streams, and requests that wait for one, may hold in memory.
+    pub max_memory: ByteSize,
     /// The most bytes that a CONNECT request's header may have.
     pub max_connect_header: ByteSize,
     /// How long a request's header may take, unless [`Config::connect_budget`] is shorter.
@@ -147,6 +151,8 @@ impl Config {
                 "max-registrations-per-second",
                 self.max_registrations_per_second,
             )
+            .add("max-memory-per-session", self.max_memory_per_session)
+            .add("max-memory", self.max_memory)
             .add("max-connect-header", self.max_connect_header)
             .add(
                 "connect-header-timeout",

@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proxymux_proto::TargetAddr;
+use proxymux_transport::memory::HeldBytes;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -49,6 +50,9 @@ pub(crate) trait Gateway: Clone + Send + Sync + 'static {
         target: &TargetAddr,
         budget: Duration,
     ) -> impl Future<Output = Result<Self::Tunnel, Refusal>> + Send;
+
+    /// An account for payload that a client sends before its tunnel stands.
+    fn account(&self) -> HeldBytes;
 
     /// Relays between the client and the tunnel until both have ended, and writes the access log.
     ///

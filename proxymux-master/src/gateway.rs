@@ -11,6 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use proxymux_proto::{NodeName, TargetAddr};
 use proxymux_transport::{
+    memory::HeldBytes,
     relay::{RelayOptions, relay},
     stream::RelayStream,
     telemetry::{AccessLog, Path, Side},
@@ -166,6 +167,10 @@ impl front_door::Gateway for Gateway {
                 });
             }
         }
+    }
+
+    fn account(&self) -> HeldBytes {
+        self.master.memory.other()
     }
 
     async fn relay(&self, client: Client, early: Bytes, tunnel: Tunnel, request: RequestInfo) {

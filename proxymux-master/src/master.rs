@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use proxymux_proto::InstanceId;
-use proxymux_transport::{reload::Certificates, shutdown::Shutdown};
+use proxymux_transport::{memory::MemoryBudget, reload::Certificates, shutdown::Shutdown};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -24,6 +24,8 @@ pub(crate) struct Master {
     pub(crate) routes: Routes,
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
+    /// What all streams may hold.
+    pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) admission: Arc<Admission>,
     /// Why agents were refused lately, for the log.
     pub(crate) refused: Repeats,
@@ -44,13 +46,15 @@ impl Master {
         let routes = Routes::new(config.routes.iter().copied());
         let registry = Registry::new(policy);
         let admission = Admission::new(&config);
+        let memory = MemoryBudget::new(config.max_memory);
         Arc::new(Self {
             config,
             id: session::random_id(),
             registry,
             routes,
-            metrics: Metrics::new(),
             readiness: Readiness::default(),
+            metrics: Metrics::new(&memory),
+            memory,
             admission,
             refused: Repeats::default(),
             certificates,

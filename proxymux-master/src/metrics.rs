@@ -8,10 +8,11 @@ use std::{fmt, sync::Arc};
 
 use proxymux_proto::EndCode;
 use proxymux_transport::{
+    memory::MemoryBudget,
     metrics::{
-        Counter, Counters, Gauge, Histogram, Moments, ProcessMetrics, Registry, SessionMetrics,
-        StreamMetrics, certificate_expiry, counter, counters, encode, end_words, gauge, registry,
-        times,
+        Counter, Counters, Gauge, Histogram, MemoryMetrics, Moments, ProcessMetrics, Registry,
+        SessionMetrics, StreamMetrics, certificate_expiry, counter, counters, encode, end_words,
+        gauge, registry, times,
     },
     reload::Certificates,
     telemetry::Path,
@@ -49,10 +50,11 @@ pub(crate) struct DoorMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
         let mut registry = registry("proxymux_master", env!("CARGO_PKG_VERSION"));
         let r = &mut registry;
         ProcessMetrics::register(r);
+        MemoryMetrics::register(r, memory);
         let sessions = SessionMetrics::register(r);
         let sessions_closed = counters(
             r,
@@ -171,11 +173,13 @@ const CERTIFICATES: &[&str] = &["own", "client-ca", "front-door", "front-door-cl
 
 #[cfg(test)]
 mod tests {
+    use proxymux_transport::config_file::values::ByteSize;
+
     use super::*;
 
     #[test]
     fn a_fresh_master_shows_every_metric_and_no_open_thing() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
         let text = metrics.scrape();
 
         for zero in [

@@ -58,6 +58,10 @@ pub(crate) async fn open(
             Err(refusal(code, message))
         }
         Ok(Err(StreamError::SessionGone)) => Err(OpenFailure::SessionGone),
+        Ok(Err(error @ StreamError::NoMemory)) => Err(refused(
+            Status::Unavailable,
+            format!("node {}: {error}", session.node),
+        )),
         Ok(Err(error)) => Err(refused(
             Status::BadGateway,
             format!(
@@ -141,10 +145,12 @@ fn out_of_time(session: &SessionHandle, target: &TargetAddr, dialing: bool) -> O
 fn failed_to_open(session: &SessionHandle, error: OpenError) -> OpenFailure {
     match error {
         OpenError::SessionGone => OpenFailure::SessionGone,
-        OpenError::TooManyStreams(_) | OpenError::TooManyPending(_) => refused(
-            Status::Unavailable,
-            format!("node {}: {error}", session.node),
-        ),
+        OpenError::TooManyStreams(_) | OpenError::TooManyPending(_) | OpenError::NoMemory(_) => {
+            refused(
+                Status::Unavailable,
+                format!("node {}: {error}", session.node),
+            )
+        }
     }
 }
 

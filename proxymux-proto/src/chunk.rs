@@ -32,10 +32,12 @@ pub enum AbortCode {
     Drain,
     /// The receiver of this code broke the stream's framing.
     Protocol,
-    /// Memory or buffer limits.
+    /// Too many frames waited in the stream.
     Overflow,
     /// Whoever asked for the stream went away before it was open.
     Cancelled,
+    /// The sender was out of memory, and nothing had moved on this stream for the longest.
+    Memory,
     /// A code that this version does not know.
     Other(u8),
 }
@@ -186,6 +188,7 @@ impl AbortCode {
             Self::Protocol => 4,
             Self::Overflow => 5,
             Self::Cancelled => 6,
+            Self::Memory => 7,
             Self::Other(code) => code,
         }
     }
@@ -200,6 +203,7 @@ impl AbortCode {
             4 => Self::Protocol,
             5 => Self::Overflow,
             6 => Self::Cancelled,
+            7 => Self::Memory,
             other => Self::Other(other),
         }
     }
@@ -221,6 +225,7 @@ impl AbortCode {
             Self::Protocol => "protocol",
             Self::Overflow => "overflow",
             Self::Cancelled => "cancelled",
+            Self::Memory => "memory",
             Self::Other(_) => "other",
         }
     }

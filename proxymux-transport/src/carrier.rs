@@ -190,7 +190,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
         // A reset costs nothing, and is the last thing that should get lost.
         let counted = header.len > 0 && !header.has(FLAG_RST);
         let stream = counted.then(|| self.streams.find(header.stream)).flatten();
-        if stream.is_none_or(|stream| stream.admit_frame()) {
+        if stream.is_none_or(|stream| self.streams.admit_frame(header.stream, &stream, header.len))
+        {
             self.inbound.body_left = header.len;
         } else {
             self.inbound.arrived = 0;

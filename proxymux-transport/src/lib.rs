@@ -14,6 +14,7 @@ pub mod control;
 pub mod credentials;
 pub mod limits;
 pub mod liveness;
+pub mod memory;
 pub mod metrics;
 pub mod mux;
 pub mod relay;

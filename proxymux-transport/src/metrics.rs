@@ -30,12 +30,14 @@ use prometheus_client::{
 use crate::certificate::CertificateInfo;
 
 mod document;
+mod memory;
 mod process;
 mod sessions;
 mod streams;
 
 pub use self::{
     document::document,
+    memory::MemoryMetrics,
     process::ProcessMetrics,
     sessions::{DRAIN, SessionMetrics, end_word, end_words},
     streams::{OpenStream, StreamMetrics},

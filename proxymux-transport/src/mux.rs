@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     carrier::{Broken, Carrier},
+    memory::{MemoryFull, SessionMemory},
     stream::MessageStream,
 };
 
@@ -92,6 +93,9 @@ pub enum OpenError {
     /// Too many streams wait for the peer's answer.
     #[error("session has {0} dials pending, its limit")]
     TooManyPending(usize),
+    /// The streams that are open hold as much memory as they may.
+    #[error(transparent)]
+    NoMemory(MemoryFull),
     /// The session is over.
     #[error("session ended")]
     SessionGone,
@@ -118,13 +122,26 @@ pub enum SessionFault {
     Protocol(#[source] yamux::ConnectionError),
 }
 
-/// Puts a multiplexer on a connection.
-pub fn start<T>(io: T, role: Role, mut limits: MuxLimits) -> (Mux, Incoming, Driver<T>)
+/// Puts a multiplexer on a connection, without a limit of memory.
+pub fn start<T>(io: T, role: Role, limits: MuxLimits) -> (Mux, Incoming, Driver<T>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    start_within(io, role, limits, SessionMemory::unlimited())
+}
+
+/// Puts a multiplexer on a connection. Its streams hold no more than `memory` allows.
+pub fn start_within<T>(
+    io: T,
+    role: Role,
+    mut limits: MuxLimits,
+    memory: Arc<SessionMemory>,
+) -> (Mux, Incoming, Driver<T>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     limits.max_pending = limits.max_pending.min(CRATE_MAX_PENDING);
-    let shared = Arc::new(MuxShared::new(role, limits));
+    let shared = Arc::new(MuxShared::new(role, limits, memory));
     let (opens_tx, opens) = mpsc::channel(OPEN_QUEUE);
     // Every stream in this queue holds a slot, so there is room for all there can be.
     let (incoming_tx, incoming) = mpsc::channel(limits.max_streams + CONTROL_STREAMS);
@@ -170,6 +187,7 @@ impl Mux {
             return Err(gone);
         }
         let limits = self.shared.limits();
+        self.check_memory().map_err(OpenError::NoMemory)?;
         let slot =
             Slot::for_opening(&self.shared).ok_or(OpenError::TooManyStreams(limits.max_streams))?;
         let pending = Arc::clone(&self.shared.pending)
@@ -183,6 +201,17 @@ impl Mux {
         };
         self.opens.send(command).await.map_err(|_| gone)?;
         answer.await.map_err(|_| gone)
+    }
+
+    /// Whether there is memory for another stream.
+    ///
+    /// # Errors
+    ///
+    /// When there is none; then some is made, by cutting off streams that stall, for those that
+    /// ask later.
+    pub fn check_memory(&self) -> Result<(), MemoryFull> {
+        let table = &self.shared.table;
+        table.memory().check_room(table)
     }
 
     /// Ends the session in an orderly way, and with it all its streams.

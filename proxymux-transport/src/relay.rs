@@ -80,6 +80,8 @@ pub enum Outcome {
     Drained,
     /// The peer broke the stream's framing.
     Protocol,
+    /// This end was out of memory, and the relay had stalled for the longest.
+    Memory,
 }
 
 impl RelayBytes {
@@ -154,6 +156,8 @@ impl Outcome {
         "idle",
         "drain",
         "protocol",
+        "memory",
+        "peer-memory",
     ];
 
     /// The word for logs and metric labels, from a closed list.
@@ -168,10 +172,12 @@ impl Outcome {
             Self::PeerAborted(AbortCode::Protocol) => "peer-protocol",
             Self::PeerAborted(AbortCode::Overflow) => "overflow",
             Self::PeerAborted(AbortCode::Cancelled) => "peer-cancelled",
+            Self::PeerAborted(AbortCode::Memory) => "peer-memory",
             Self::SessionLost => "session-lost",
             Self::Idle => "idle",
             Self::Drained => "drain",
             Self::Protocol => "protocol",
+            Self::Memory => "memory",
         }
     }
 }
@@ -491,6 +497,7 @@ impl<E: Endpoint> Relay<E> {
             Outcome::Idle => stream.abort(AbortCode::Idle),
             Outcome::Drained => stream.abort(AbortCode::Drain),
             Outcome::Protocol => stream.abort(AbortCode::Protocol),
+            Outcome::Memory => stream.abort(AbortCode::Memory),
             // It may be our own limit, of which the peer does not know.
             Outcome::PeerAborted(AbortCode::Overflow) => stream.abort(AbortCode::Overflow),
             Outcome::PeerAborted(_) | Outcome::SessionLost => stream.finish(),
@@ -505,6 +512,7 @@ impl From<StreamError> for Outcome {
             StreamError::CutOff => Self::PeerAborted(AbortCode::Reset),
             StreamError::Chunk(_) | StreamError::Frame(_) => Self::Protocol,
             StreamError::SessionGone => Self::SessionLost,
+            StreamError::NoMemory => Self::Memory,
         }
     }
 }

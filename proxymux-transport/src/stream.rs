@@ -17,6 +17,7 @@ use proxymux_proto::{
 };
 
 use crate::{
+    memory::MemoryFull,
     mux::StreamGuard,
     stream_state::{StreamEnd, StreamShared},
 };
@@ -65,6 +66,9 @@ pub enum StreamError {
     /// The session under the stream has ended.
     #[error("session ended")]
     SessionGone,
+    /// There was no memory for what waited here, and this stream had stalled for the longest.
+    #[error("out of memory for what waits on stalled streams")]
+    NoMemory,
 }
 
 impl MessageStream {
@@ -133,6 +137,15 @@ impl MessageStream {
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), StreamError> {
         self.queue(frame);
         std::future::poll_fn(|cx| self.poll_send(cx)).await
+    }
+
+    /// Whether there is memory for a stream such as this; see [`crate::mux::Mux::check_memory`].
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn check_memory(&self) -> Result<(), MemoryFull> {
+        self.raw.guard.check_memory()
     }
 
     /// Puts a frame behind those that wait to be sent by [`MessageStream::poll_send`].
@@ -368,7 +381,9 @@ impl RawStream {
     fn consume(&mut self, n: usize) {
         self.used += n;
         if self.available().is_empty() {
-            self.packet = None;
+            if let Some(packet) = self.packet.take() {
+                self.shared.frame_used(packet.as_ref().len());
+            }
             self.used = 0;
         }
     }
@@ -402,6 +417,7 @@ impl RawStream {
         self.shared.poll_ended(cx.waker()).map(|end| match end {
             StreamEnd::Aborted(code) => StreamError::Aborted(code),
             StreamEnd::SessionGone => StreamError::SessionGone,
+            StreamEnd::NoMemory => StreamError::NoMemory,
         })
     }
 
@@ -428,6 +444,7 @@ impl RawStream {
             let sent = self.poll_write(cx, &pending);
             if let Poll::Ready(Ok(n)) = sent {
                 pending.drain(..n);
+                self.shared.memory().release(n);
             }
             // A stream at rest holds no buffer.
             if !pending.is_empty() {
@@ -445,6 +462,7 @@ impl RawStream {
             match self.poll_write(cx, rest)? {
                 Poll::Ready(n) => rest = rest.get(n..).unwrap_or_default(),
                 Poll::Pending => {
+                    self.shared.memory().hold(rest.len());
                     self.pending.extend_from_slice(rest);
                     break;
                 }

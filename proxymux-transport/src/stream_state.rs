@@ -16,11 +16,14 @@ use std::{
 use futures_util::task::AtomicWaker;
 use proxymux_proto::AbortCode;
 
+use crate::memory::{FRAME_OVERHEAD, SessionMemory, StreamMemory};
+
 /// The streams of one session by the multiplexer's id.
 #[derive(Debug)]
 pub(crate) struct StreamTable {
     streams: Mutex<Streams>,
     max_early_aborts: usize,
+    memory: Arc<SessionMemory>,
 }
 
 #[derive(Debug, Default)]
@@ -32,8 +35,9 @@ struct Streams {
 }
 
 /// Shared state of one stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct StreamShared {
+    memory: StreamMemory,
     /// Frames with a body that have arrived and have not been read; [`OVERFLOWED`] for good
     /// once they were too many.
     frames_waiting: AtomicU32,
@@ -47,17 +51,43 @@ pub(crate) struct StreamShared {
 pub(crate) enum StreamEnd {
     Aborted(AbortCode),
     SessionGone,
+    /// This side was out of memory.
+    NoMemory,
 }
 
 impl StreamTable {
     /// An abort goes by the control stream and may overtake the first frame of the stream that
     /// it is about. `max_early_aborts` of those are remembered, the newest. The end that opens
     /// the streams needs none.
-    pub(crate) fn new(max_early_aborts: usize) -> Self {
-        Self {
+    pub(crate) fn new(max_early_aborts: usize, memory: Arc<SessionMemory>) -> Arc<Self> {
+        let table = Arc::new(Self {
             streams: Mutex::default(),
             max_early_aborts,
+            memory,
+        });
+        table.memory.join(&table);
+        table
+    }
+
+    /// What the streams hold.
+    pub(crate) fn memory(&self) -> &Arc<SessionMemory> {
+        &self.memory
+    }
+
+    /// Adds the streams that may be cut off when there is no memory.
+    pub(crate) fn holders(&self, streams: &mut Vec<Arc<StreamShared>>) {
+        let by_id = &self.lock().by_id;
+        let relayed = by_id.iter().filter(|(id, _)| is_relayed(**id));
+        streams.extend(relayed.map(|(_, stream)| Arc::clone(stream)));
+    }
+
+    /// Counts a frame that arrives for a stream; false if it is to be thrown away.
+    pub(crate) fn admit_frame(&self, id: u32, stream: &StreamShared, len: usize) -> bool {
+        if is_relayed(id) && !self.memory.admit(len + FRAME_OVERHEAD, self) {
+            stream.end_for_memory();
+            return false;
         }
+        stream.admit_frame(len)
     }
 
     /// The state of a stream, made on the first call.
@@ -66,7 +96,7 @@ impl StreamTable {
         if let Some(stream) = streams.by_id.get(&id) {
             return Arc::clone(stream);
         }
-        let stream = Arc::new(StreamShared::default());
+        let stream = Arc::new(StreamShared::new(Arc::clone(&self.memory)));
         if let Some(code) = streams.take_early_abort(id) {
             stream.end(StreamEnd::Aborted(code));
         }
@@ -135,6 +165,12 @@ impl StreamTable {
     }
 }
 
+/// The control stream, on which the session depends, is the only one that the agent opens, and so
+/// the only one with an odd id.
+fn is_relayed(id: u32) -> bool {
+    id.is_multiple_of(2)
+}
+
 impl Streams {
     fn take_early_abort(&mut self, id: u32) -> Option<AbortCode> {
         let at = self.early_aborts.iter().position(|(early, _)| *early == id);
@@ -144,17 +180,38 @@ impl Streams {
 }
 
 impl StreamShared {
+    pub(crate) fn new(memory: Arc<SessionMemory>) -> Self {
+        Self {
+            memory: StreamMemory::new(memory),
+            frames_waiting: AtomicU32::new(0),
+            end: AtomicU32::new(0),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// What the stream holds.
+    pub(crate) fn memory(&self) -> &StreamMemory {
+        &self.memory
+    }
+
+    /// Ends the stream because there is no memory for what it holds.
+    pub(crate) fn end_for_memory(&self) {
+        self.memory.cut_off();
+        self.end(StreamEnd::NoMemory);
+    }
+
     /// Counts a frame that arrives; false if it is one too many and to be thrown away.
     ///
     /// The first that is too many ends the stream. Its owner then drops it, which tells the peer.
-    pub(crate) fn admit_frame(&self) -> bool {
+    fn admit_frame(&self, len: usize) -> bool {
         let waiting = self.frames_waiting.load(Ordering::Relaxed);
-        if waiting == OVERFLOWED {
+        if waiting == OVERFLOWED || self.memory.is_cut_off() {
             return false;
         }
         // Only the driver's task adds, so a plain addition loses nothing.
         if waiting < MAX_FRAMES_WAITING {
             self.frames_waiting.fetch_add(1, Ordering::Relaxed);
+            self.memory.hold(len + FRAME_OVERHEAD);
             return true;
         }
         self.frames_waiting.store(OVERFLOWED, Ordering::Relaxed);
@@ -162,7 +219,12 @@ impl StreamShared {
         false
     }
 
-    /// Counts a frame that has been read.
+    /// Counts a frame of this length that has been used up.
+    pub(crate) fn frame_used(&self, len: usize) {
+        self.memory.release(len + FRAME_OVERHEAD);
+    }
+
+    /// Counts a frame that has been read; its bytes are held until they are used.
     pub(crate) fn frame_read(&self) {
         let lower = |n| (1..=MAX_FRAMES_WAITING).contains(&n).then(|| n - 1);
         let _ = self
@@ -190,6 +252,7 @@ impl StreamEnd {
     fn to_number(self) -> u32 {
         match self {
             Self::SessionGone => u32::MAX,
+            Self::NoMemory => NO_MEMORY,
             Self::Aborted(code) => ABORTED | u32::from(code.to_wire()),
         }
     }
@@ -199,6 +262,7 @@ impl StreamEnd {
         match number {
             0 => None,
             u32::MAX => Some(Self::SessionGone),
+            NO_MEMORY => Some(Self::NoMemory),
             _ => Some(Self::Aborted(AbortCode::from_wire(code))),
         }
     }
@@ -215,6 +279,7 @@ pub(crate) const MAX_FRAMES_WAITING: u32 = 10_240;
 const OVERFLOWED: u32 = u32::MAX;
 
 const ABORTED: u32 = 1 << 8;
+const NO_MEMORY: u32 = 1 << 9;
 
 #[cfg(test)]
 mod tests {
@@ -228,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_first_end_stays() {
-        let stream = StreamShared::default();
+        let stream = StreamShared::new(SessionMemory::unlimited());
         stream.end(StreamEnd::Aborted(AbortCode::Idle));
         stream.end(StreamEnd::SessionGone);
         assert_eq!(end_of(&stream), Some(StreamEnd::Aborted(AbortCode::Idle)));
@@ -247,14 +312,14 @@ mod tests {
 
     #[test]
     fn a_stream_added_after_the_session_ended_has_ended() {
-        let table = StreamTable::new(0);
+        let table = StreamTable::new(0, SessionMemory::unlimited());
         table.end_all();
         assert_eq!(end_of(&table.get_or_add(2)), Some(StreamEnd::SessionGone));
     }
 
     #[test]
     fn an_abort_that_overtakes_its_stream_ends_it_once() {
-        let table = StreamTable::new(2);
+        let table = StreamTable::new(2, SessionMemory::unlimited());
         table.abort(4, AbortCode::Cancelled);
 
         let stream = table.get_or_add(4);
@@ -267,7 +332,7 @@ mod tests {
 
     #[test]
     fn early_aborts_are_bounded_and_the_newest_stay() {
-        let table = StreamTable::new(2);
+        let table = StreamTable::new(2, SessionMemory::unlimited());
         for id in [2, 4, 6] {
             table.abort(id, AbortCode::Reset);
         }
@@ -279,26 +344,26 @@ mod tests {
 
     #[test]
     fn an_end_that_opens_streams_remembers_no_early_aborts() {
-        let table = StreamTable::new(0);
+        let table = StreamTable::new(0, SessionMemory::unlimited());
         table.abort(2, AbortCode::Reset);
         assert_eq!(end_of(&table.get_or_add(2)), None);
     }
 
     #[test]
     fn frames_are_admitted_up_to_the_limit_and_none_after_it_was_passed() {
-        let stream = StreamShared::default();
+        let stream = StreamShared::new(SessionMemory::unlimited());
         for _ in 0..MAX_FRAMES_WAITING {
-            assert!(stream.admit_frame());
+            assert!(stream.admit_frame(1));
         }
         stream.frame_read();
-        assert!(stream.admit_frame());
+        assert!(stream.admit_frame(1));
         assert_eq!(end_of(&stream), None);
 
-        assert!(!stream.admit_frame());
+        assert!(!stream.admit_frame(1));
 
         let overflow = StreamEnd::Aborted(AbortCode::Overflow);
         assert_eq!(end_of(&stream), Some(overflow));
         stream.frame_read();
-        assert!(!stream.admit_frame());
+        assert!(!stream.admit_frame(1));
     }
 }

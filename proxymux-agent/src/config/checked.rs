@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use proxymux_proto::{AllowedRange, DEFAULT_KUBELET_PORT, MAX_ALLOWED_RANGES, NodeName};
 use proxymux_transport::config_file::{
     Mistakes, Refused, Setting,
-    values::{self, AdminAddr, ValueError},
+    values::{self, AdminAddr, ByteSize, ValueError},
 };
 use rustls::pki_types::ServerName;
 
@@ -59,6 +59,14 @@ impl RawConfig {
         let dial_timeout = self.dial_timeout.or(DEFAULT_DIAL_TIMEOUT, m, |text| {
             values::duration(text, &(Duration::from_millis(100)..=Duration::from_mins(5)))
         });
+        let max_memory_per_session =
+            self.max_memory_per_session
+                .or(DEFAULT_MEMORY_PER_SESSION, m, |text| {
+                    values::size(text, &(MIN_MEMORY..=MAX_MEMORY))
+                });
+        let max_memory = self.max_memory.or(DEFAULT_MEMORY, m, |text| {
+            values::size(text, &(MIN_MEMORY..=MAX_MEMORY))
+        });
         let log_format = choice(&self.log_format, m);
         let mode = choice(&self.mode, m);
         let fast_path = choice(&self.fast_path, m);
@@ -96,6 +104,8 @@ impl RawConfig {
             guard_allow: guard_allow?,
             guard_inf: guard_inf?,
             admin: admin?,
+            max_memory_per_session: max_memory_per_session?,
+            max_memory: max_memory?,
             log_format: log_format?,
             idle_timeout: idle_timeout?,
             drain_deadline: drain_deadline?,
@@ -294,3 +304,13 @@ const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MASTERS: u32 = 16;
 const MAX_SERVER_ADDRS: usize = 16;
 const MAX_STEER_FROM: usize = 16;
+/// 256 streams of which each has a whole window of 256 KiB waiting; a node with 100 readers that
+/// stall needs 25 MiB.
+const DEFAULT_MEMORY_PER_SESSION: ByteSize = ByteSize::mib(64);
+
+/// As much as one session may have: an agent mostly has one master, or one that matters.
+const DEFAULT_MEMORY: ByteSize = ByteSize::mib(64);
+
+/// A few windows: less would be no tunnel.
+const MIN_MEMORY: ByteSize = ByteSize::mib(4);
+const MAX_MEMORY: ByteSize = ByteSize::gib(1024);

@@ -30,6 +30,8 @@ pub(super) struct RawConfig {
     pub(super) idle_timeout: Setting<String>,
     pub(super) drain_deadline: Setting<String>,
     pub(super) dial_timeout: Setting<String>,
+    pub(super) max_memory_per_session: Setting<String>,
+    pub(super) max_memory: Setting<String>,
     pub(super) log_format: Setting<String>,
     pub(super) mode: Setting<String>,
     pub(super) fast_path: Setting<String>,
@@ -73,6 +75,8 @@ pub(super) const KEYS: &[&str] = &[
     "idle-timeout",
     "drain-deadline",
     "dial-timeout",
+    "max-memory-per-session",
+    "max-memory",
     "log-format",
     "mode",
     "fast-path",
@@ -128,6 +132,8 @@ impl RawConfig {
                 .take("drain-deadline")
                 .text("a duration such as 30s", m),
             dial_timeout: root.take("dial-timeout").text("a duration such as 5s", m),
+            max_memory_per_session: root.take("max-memory-per-session").text(A_SIZE, m),
+            max_memory: root.take("max-memory").text(A_SIZE, m),
             log_format: root.take("log-format").text("text or json", m),
             mode: root.take("mode").text("auto, ebpf or userspace", m),
             fast_path: root.take("fast-path").text("auto or off", m),
@@ -169,3 +175,5 @@ impl RawAllow {
 const A_STRING: &str = "a string, write it in quotes";
 const A_PATH: &str = "an absolute path";
 const AN_IP: &str = "an IPv4 or IPv6 address";
+
+const A_SIZE: &str = "a size such as 64MiB";

@@ -124,7 +124,8 @@ fn defaults_are_as_documented() {
          ca-file=/etc/kubernetes/ca.crt allow=[] mode=auto fast-path=auto steer-from=[] \
          steer-plain=relay guard=off guard-allow=[] guard-inf=[] \
          admin=unix:/run/proxymux/agent.sock log-format=text idle-timeout=off \
-         drain-deadline=30s dial-timeout=5s"
+         drain-deadline=30s dial-timeout=5s \
+         max-memory-per-session=64MiB max-memory=64MiB"
     );
 }
 
@@ -160,7 +161,8 @@ fn every_setting_of_the_full_sample_is_in_force() {
          allow=[10.244.2.0/24:1-65535,10.0.10.10/32:9100-9100] mode=auto fast-path=auto \
          steer-from=[192.0.2.10/32,2001:db8::/64] steer-plain=relay guard=off \
          guard-allow=[10.0.10.0/24] guard-inf=[ens3] admin=unix:/run/proxymux/agent.sock \
-         log-format=json idle-timeout=off drain-deadline=30s dial-timeout=5s"
+         log-format=json idle-timeout=off drain-deadline=30s dial-timeout=5s \
+         max-memory-per-session=64MiB max-memory=64MiB"
     );
 }
 

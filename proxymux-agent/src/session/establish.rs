@@ -140,7 +140,8 @@ pub(crate) async fn establish(
         // The agent opens the control stream only: its own ids never wear out.
         worn_out_at: u32::MAX,
     };
-    let (mux, incoming, driver) = mux::start(secured.stream, Role::Agent, limits);
+    let memory = agent.memory.session(agent.config.max_memory_per_session);
+    let (mux, incoming, driver) = mux::start_within(secured.stream, Role::Agent, limits, memory);
     let driver = proxymux_transport::session::drive(driver);
     let control = mux.open().await.map_err(EstablishError::Open)?;
     let mut core = SessionCore::new(mux, ControlStream::new(control), session_socket, driver);

@@ -9,6 +9,7 @@ use proxymux_proto::{
     AbortCode, DecodeError, FrameError, NodeName, OpenAnswer, OpenRequest, RefuseCode, TargetAddr,
 };
 use proxymux_transport::{
+    memory::MemoryFull,
     relay::{RelayOptions, relay},
     stream::{MessageStream, StreamError},
     telemetry::{ACCESS, AccessLog, Path, Side, chain, millis},
@@ -44,6 +45,8 @@ enum ServeError {
     TooLong(#[source] FrameError),
     #[error("agent of node {0} is draining")]
     Draining(NodeName),
+    #[error("agent of node {node}: {full}")]
+    NoMemory { node: NodeName, full: MemoryFull },
     #[error(transparent)]
     Dial(DialError),
     #[error("master gave the stream up while the target was dialled")]
@@ -93,6 +96,10 @@ async fn open(
     if agent.shutdown.drain.is_cancelled() {
         return Err(ServeError::Draining(agent.config.node_name.clone()));
     }
+    stream.check_memory().map_err(|full| ServeError::NoMemory {
+        node: agent.config.node_name.clone(),
+        full,
+    })?;
     let destination = agent
         .policy
         .decide(&request.target)
@@ -192,8 +199,8 @@ impl ServeError {
             }
             Self::Draining(_) => RefuseCode::Draining,
             Self::Dial(error) => error.code(),
-            // Nobody reads the answer.
-            Self::GivenUp(_) => RefuseCode::Busy,
+            // Of what was given up, nobody reads the answer.
+            Self::NoMemory { .. } | Self::GivenUp(_) => RefuseCode::Busy,
         }
     }
 

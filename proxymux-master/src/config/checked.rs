@@ -76,6 +76,14 @@ impl RawConfig {
                 .or(DEFAULT_REGISTRATIONS, m, |&number| {
                     values::count(number, MAX_REGISTRATIONS)
                 });
+        let max_memory_per_session =
+            self.max_memory_per_session
+                .or(DEFAULT_MEMORY_PER_SESSION, m, |text| {
+                    values::size(text, &(MIN_MEMORY..=MAX_MEMORY))
+                });
+        let max_memory = self.max_memory.or(DEFAULT_MEMORY, m, |text| {
+            values::size(text, &(MIN_MEMORY..=MAX_MEMORY))
+        });
         let max_connect_header = self.max_connect_header.or(DEFAULT_HEADER, m, |text| {
             values::size(text, &(ByteSize::kib(1)..=ByteSize::kib(64)))
         });
@@ -106,6 +114,8 @@ impl RawConfig {
             max_sessions: max_sessions?,
             max_handshakes: max_handshakes?,
             max_registrations_per_second: max_registrations_per_second?,
+            max_memory_per_session: max_memory_per_session?,
+            max_memory: max_memory?,
             max_connect_header: max_connect_header?,
             connect_header_timeout: connect_header_timeout?,
             log_format: log_format?,
@@ -403,3 +413,15 @@ const DEFAULT_HEADER: ByteSize = ByteSize::kib(16);
 
 /// Clients send the header in one piece.
 const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// 256 streams of which each has a whole window of 256 KiB waiting; a node with 100 readers that
+/// stall needs 25 MiB.
+const DEFAULT_MEMORY_PER_SESSION: ByteSize = ByteSize::mib(64);
+
+/// Eight nodes at the limit of one, or 2,000 stalled readers anywhere: far more than a control
+/// plane has that works. Sessions themselves come on top.
+const DEFAULT_MEMORY: ByteSize = ByteSize::mib(512);
+
+/// A few windows: less would be no tunnel.
+const MIN_MEMORY: ByteSize = ByteSize::mib(4);
+const MAX_MEMORY: ByteSize = ByteSize::gib(1024);

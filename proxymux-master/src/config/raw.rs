@@ -25,6 +25,8 @@ pub(super) struct RawConfig {
     pub(super) max_sessions: Setting<u64>,
     pub(super) max_handshakes: Setting<u64>,
     pub(super) max_registrations_per_second: Setting<u64>,
+    pub(super) max_memory_per_session: Setting<String>,
+    pub(super) max_memory: Setting<String>,
     pub(super) max_connect_header: Setting<String>,
     pub(super) connect_header_timeout: Setting<String>,
     pub(super) log_format: Setting<String>,
@@ -92,6 +94,8 @@ pub(super) const KEYS: &[&str] = &[
     "max-sessions",
     "max-handshakes",
     "max-registrations-per-second",
+    "max-memory-per-session",
+    "max-memory",
     "max-connect-header",
     "connect-header-timeout",
     "log-format",
@@ -153,9 +157,9 @@ impl RawConfig {
             max_registrations_per_second: root
                 .take("max-registrations-per-second")
                 .number(A_NUMBER, m),
-            max_connect_header: root
-                .take("max-connect-header")
-                .text("a size such as 16KiB", m),
+            max_memory_per_session: root.take("max-memory-per-session").text(A_SIZE, m),
+            max_memory: root.take("max-memory").text(A_SIZE, m),
+            max_connect_header: root.take("max-connect-header").text(A_SIZE, m),
             connect_header_timeout: root
                 .take("connect-header-timeout")
                 .text("a duration such as 5s", m),
@@ -235,4 +239,5 @@ impl RawRoute {
 
 const A_PATH: &str = "an absolute path";
 const AN_ADDRESS: &str = "an IP address and port such as 0.0.0.0:12250";
+const A_SIZE: &str = "a size such as 64MiB";
 const A_NUMBER: &str = "a whole number";

@@ -79,8 +79,8 @@ fn defaults_are_as_documented() {
          front-doors=\"[unix:/run/proxymux/egress.sock mode 0660]\" node-addresses=declared \
          routes=[] connect-budget=8s idle-timeout=off drain-deadline=30s \
          max-streams-per-node=1024 max-pending-dials-per-node=128 max-sessions=10000 \
-         max-handshakes=64 max-registrations-per-second=250 max-connect-header=16KiB \
-         connect-header-timeout=5s log-format=text \
+         max-handshakes=64 max-registrations-per-second=250 max-memory-per-session=64MiB \
+         max-memory=512MiB max-connect-header=16KiB connect-header-timeout=5s log-format=text \
          kubelet-certificates=unverified fast-path=auto direct=auto \
          advertise=\"where the session came in\" admin=unix:/run/proxymux/master.sock"
     );
@@ -116,8 +116,8 @@ fn every_setting_of_the_full_sample_is_in_force() {
          routes=[10.96.0.0/12:direct,10.244.0.0/16:node,169.254.0.0/16:refuse] \
          connect-budget=8s idle-timeout=off drain-deadline=30s max-streams-per-node=1024 \
          max-pending-dials-per-node=128 max-sessions=10000 max-handshakes=64 \
-         max-registrations-per-second=250 max-connect-header=16KiB connect-header-timeout=5s \
-         log-format=json kubelet-certificates=unverified \
+         max-registrations-per-second=250 max-memory-per-session=64MiB max-memory=512MiB \
+         max-connect-header=16KiB connect-header-timeout=5s log-format=json kubelet-certificates=unverified \
          fast-path=auto direct=auto advertise=master-a.example:12250 \
          admin=unix:/run/proxymux/master.sock"
     );

@@ -12,6 +12,7 @@ use std::{io, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proxymux_proto::TargetAddr;
+use proxymux_transport::memory::HeldBytes;
 use proxymux_transport::telemetry::{ACCESS, Path, millis};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -82,6 +83,19 @@ pub(super) async fn answer_refusal(mut client: Client, refusal: &Refusal) {
     let _ = timeout(LINGER_LIMIT, at_end).await;
 }
 
+/// Payload that came before the tunnel stood, counted until it has been relayed.
+struct Early {
+    received: BytesMut,
+    #[expect(dead_code, reason = "held for as long as the bytes are")]
+    held: HeldBytes,
+}
+
+impl AsRef<[u8]> for Early {
+    fn as_ref(&self) -> &[u8] {
+        &self.received
+    }
+}
+
 struct Established<T> {
     target: TargetAddr,
     early: Bytes,
@@ -123,10 +137,11 @@ async fn establish<G: Gateway>(
     };
 
     let deadline = arrival.accepted_at + budget;
+    let mut held = gateway.account();
     let opening = open(gateway, &target, deadline, budget);
     let opened = tokio::select! {
         opened = opening => opened,
-        cause = client_leaves(client, &mut received) => {
+        cause = client_leaves(client, &mut received, &mut held) => {
             return Err(NotEstablished::ClientLeft { target: Some(target), cause });
         }
     };
@@ -147,9 +162,10 @@ async fn establish<G: Gateway>(
         });
     }
     wait_for_first_byte(client, &mut received).await;
+    held.set(received.capacity());
     Ok(Established {
         target,
-        early: received.freeze(),
+        early: Bytes::from_owner(Early { received, held }),
         tunnel,
     })
 }
@@ -214,10 +230,15 @@ async fn open<G: Gateway>(
 /// Takes in payload until the client leaves: `None` for an end, else the error.
 ///
 /// Cancel-safe: what was read is in `early`.
-async fn client_leaves(client: &mut Client, early: &mut BytesMut) -> Option<io::Error> {
+async fn client_leaves(
+    client: &mut Client,
+    early: &mut BytesMut,
+    held: &mut HeldBytes,
+) -> Option<io::Error> {
     loop {
+        held.set(early.capacity());
         let room = MAX_EARLY_LEN.saturating_sub(early.len());
-        if room == 0 {
+        if room == 0 || held.is_full() {
             return std::future::pending().await;
         }
         match client.read_buf(&mut early.limit(room)).await {

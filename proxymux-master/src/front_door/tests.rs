@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use proxymux_proto::TargetAddr;
+use proxymux_transport::{config_file::values::ByteSize, memory::MemoryBudget};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::mpsc,
@@ -149,6 +150,10 @@ impl Gateway for Fake {
         };
         opening.over = true;
         outcome
+    }
+
+    fn account(&self) -> HeldBytes {
+        MemoryBudget::new(ByteSize::mib(64)).other()
     }
 
     async fn relay(&self, mut client: Client, early: Bytes, (): (), request: RequestInfo) {

@@ -11,6 +11,7 @@ use proxymux_proto::AbortCode;
 
 use super::*;
 use crate::{
+    memory::SessionMemory,
     mux::testing::{ACK, DATA, FIN, Frame, GO_AWAY, PING, RST, SYN, WINDOW_UPDATE},
     stream_state::{MAX_FRAMES_WAITING, StreamEnd},
 };
@@ -82,7 +83,11 @@ impl AsyncWrite for Script {
 }
 
 fn carrier(script: Script) -> Carrier<Script> {
-    Carrier::new(script, Arc::new(StreamTable::new(8)), Arc::default())
+    Carrier::new(
+        script,
+        StreamTable::new(8, SessionMemory::unlimited()),
+        Arc::default(),
+    )
 }
 
 fn cx() -> Context<'static> {

@@ -131,6 +131,7 @@ fn every_outcome_has_its_word_in_the_list() {
         Outcome::Idle,
         Outcome::Drained,
         Outcome::Protocol,
+        Outcome::Memory,
     ];
     let words: std::collections::BTreeSet<_> = aborted.chain(others).map(Outcome::as_str).collect();
     let listed = Outcome::WORDS.iter().copied().collect();

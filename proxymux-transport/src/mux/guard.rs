@@ -25,7 +25,10 @@ use proxymux_proto::AbortCode;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::{CONTROL_STREAMS, MuxLimits, Role};
-use crate::stream_state::{StreamShared, StreamTable};
+use crate::{
+    memory::{MemoryFull, SessionMemory},
+    stream_state::{StreamShared, StreamTable},
+};
 
 /// A stream together with what has to happen when it is let go.
 #[derive(Debug)]
@@ -101,6 +104,14 @@ impl StreamGuard {
         )
     }
 
+    /// Whether there is memory for one more stream than there are.
+    pub(crate) fn check_memory(&self) -> Result<(), MemoryFull> {
+        self.slot.as_ref().map_or(Ok(()), |slot| {
+            let table = &slot.shared.table;
+            table.memory().check_room(table)
+        })
+    }
+
     /// Says that the peer has answered the opening of this stream.
     pub(crate) fn no_longer_pending(&mut self) {
         self.pending = None;
@@ -130,6 +141,7 @@ impl Drop for StreamGuard {
         if mux.role == Role::Master && self.known_to_peer {
             mux.retire(Lingering {
                 stream,
+                state: Arc::clone(&self.shared),
                 _pending: self.pending.take(),
                 slot,
             });
@@ -147,6 +159,7 @@ impl Drop for StreamGuard {
 /// hear of the end is not kept from doing whatever makes it end the stream.
 pub(super) struct Lingering {
     stream: yamux::Stream,
+    state: Arc<StreamShared>,
     _pending: Option<OwnedSemaphorePermit>,
     /// Last: the slot must not be released before the stream is dropped.
     slot: Slot,
@@ -157,7 +170,11 @@ impl Stream for Lingering {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<()>> {
         match Pin::new(&mut self.stream).poll_next(cx) {
-            Poll::Ready(Some(Ok(_))) => Poll::Ready(Some(())),
+            Poll::Ready(Some(Ok(packet))) => {
+                self.state.frame_read();
+                self.state.frame_used(packet.as_ref().len());
+                Poll::Ready(Some(()))
+            }
             Poll::Ready(Some(Err(_)) | None) => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         }
@@ -258,7 +275,7 @@ pub(super) struct MuxShared {
 }
 
 impl MuxShared {
-    pub(super) fn new(role: Role, limits: MuxLimits) -> Self {
+    pub(super) fn new(role: Role, limits: MuxLimits, memory: Arc<SessionMemory>) -> Self {
         let max_early_aborts = match role {
             Role::Agent => MAX_EARLY_ABORTS,
             Role::Master => 0,
@@ -266,7 +283,7 @@ impl MuxShared {
         Self {
             role,
             limits,
-            table: Arc::new(StreamTable::new(max_early_aborts)),
+            table: StreamTable::new(max_early_aborts, memory),
             live: AtomicUsize::new(0),
             released: AtomicUsize::new(0),
             pending: Arc::new(Semaphore::new(limits.max_pending)),

@@ -23,7 +23,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Incoming, Mux, MuxLimits, Role, SessionFault, start};
+use super::{Incoming, Mux, MuxLimits, Role, SessionFault, start_within};
+use crate::memory::SessionMemory;
 use crate::stream::{Filled, MessageStream, RelayStream, StreamError};
 
 /// Limits that are out of the way.
@@ -48,7 +49,19 @@ impl End {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (mux, incoming, mut driver) = start(io, role, limits);
+        Self::start_within(io, role, limits, SessionMemory::unlimited())
+    }
+
+    pub(crate) fn start_within<T>(
+        io: T,
+        role: Role,
+        limits: MuxLimits,
+        memory: Arc<SessionMemory>,
+    ) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (mux, incoming, mut driver) = start_within(io, role, limits, memory);
         let turns = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&turns);
         let driver = std::future::poll_fn(move |cx| {

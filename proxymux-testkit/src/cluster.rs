@@ -328,6 +328,11 @@ impl Cluster {
         Some((master, self.agents.get(node)?.as_ref()?))
     }
 
+    /// All daemons that run: masters first, then agents.
+    pub fn all_daemons(&self) -> impl Iterator<Item = &Daemon> {
+        self.masters.iter().chain(&self.agents).flatten()
+    }
+
     /// A running kubelet.
     ///
     /// # Panics

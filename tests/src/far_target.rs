@@ -39,4 +39,4 @@ pub fn fixed_far_end(cluster: &Cluster, node: usize, script: Script) -> Result<R
     cluster.node(node).run(start)
 }
 
-const PORT: u16 = 20_250;
+pub(crate) const PORT: u16 = 20_250;

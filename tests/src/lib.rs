@@ -12,6 +12,7 @@ pub mod doors;
 pub mod etc_hosts;
 pub mod events;
 pub mod far_target;
+pub mod faults;
 pub mod fleet;
 pub mod following;
 pub mod interrupts;

@@ -1,0 +1,77 @@
+//! Clients that give up at every stage of a connection, and what is left of them: nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use proxymux_testkit::{cluster::Cluster, wait::eventually_async};
+use proxymux_tests::{
+    doors::{Door, at_master, start_with_both_doors},
+    far_target::far_target,
+    faults::{
+        Holdings, Slack,
+        aborts::{Targets, storm},
+        dispenser,
+    },
+};
+use tokio::time::Instant;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_aborts_leave_nothing_behind() -> Result<()> {
+    let seed = crate::seed()?;
+    let builder = Cluster::builder().verbosity("info");
+    let cluster = start_with_both_doors(builder.agent_lines(ALLOW))?;
+    let far_end = dispenser(&cluster, 0)?;
+    let targets = Targets {
+        dispenser: far_target(&cluster, 0),
+        nobody: NOBODY.to_owned(),
+    };
+    let run = |door: Door, count, seed| {
+        let api = door.api(&cluster)?;
+        at_master(&cluster, storm(&api, &targets, count, seed)).with_context(|| format!("{door}"))
+    };
+
+    // What it takes to be warm is no leak.
+    run(Door::Unix, WARM_UP, seed)?;
+    run(Door::Tcp, WARM_UP, seed)?;
+    eventually_async(SETTLE, async || far_end.open() == 0).await;
+    tokio::time::sleep(REST).await;
+    let mut before = Vec::new();
+    for daemon in cluster.all_daemons() {
+        before.push(Holdings::of(daemon)?);
+    }
+    let began = Instant::now();
+    run(Door::Unix, UNIX, seed + 1)?;
+    run(Door::Tcp, TCP, seed + 2)?;
+    eprintln!("{} aborts in {:?}", UNIX + TCP, began.elapsed());
+
+    eventually_async(SETTLE, async || far_end.open() == 0).await;
+    for (daemon, before) in cluster.all_daemons().zip(&before) {
+        let now = Holdings::settle(daemon, before, SLACK, SETTLE).await;
+        let now = now.with_context(|| format!("seed {seed}"))?;
+        eprintln!("{}: before {before}; now {now}", daemon.name());
+    }
+    let panics = |line: &str| line.contains("panic");
+    for daemon in cluster.all_daemons() {
+        let count = daemon.count_lines(panics);
+        ensure!(count == 0, "{} has panicked", daemon.name());
+    }
+    Ok(())
+}
+
+/// The far end, and addresses at which there is nobody.
+const ALLOW: &str = "allow: [ { cidr: 10.0.10.0/24, ports: 20000-20999 } ]";
+const NOBODY: &str = "10.0.10.77:20001";
+
+const WARM_UP: usize = 800;
+const UNIX: usize = 16_000;
+const TCP: usize = 4_000;
+
+/// Ends are passed on within a second.
+const REST: Duration = Duration::from_secs(3);
+/// How long what is left of the last connections may take to go away.
+const SETTLE: Duration = Duration::from_secs(15);
+/// An allocator's own.
+const SLACK: Slack = Slack {
+    rss_kib: 4 * 1024,
+    threads: 2,
+};

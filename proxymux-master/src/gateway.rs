@@ -6,13 +6,17 @@
 //! A node that was here a moment ago is waited for: a restart of its agent, or of this master,
 //! then does not show. Any other absence is answered at once.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proxymux_proto::{NodeName, TargetAddr};
 use proxymux_transport::{
     memory::HeldBytes,
-    relay::{RelayOptions, relay},
+    relay::{Outcome, RelayOptions, relay},
     stream::RelayStream,
     telemetry::{AccessLog, Path, Side},
 };
@@ -191,6 +195,9 @@ impl front_door::Gateway for Gateway {
                     cancel: session.cut.clone(),
                 };
                 let outcome = relay(client, stream, early, &options, access.bytes()).await;
+                if outcome == Outcome::SessionLost {
+                    session.lost.fetch_add(1, Ordering::Relaxed);
+                }
                 access.finish(outcome);
                 drop(token);
             }

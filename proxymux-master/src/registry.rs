@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub(crate) struct SessionHandle {
     pub(crate) commands: mpsc::Sender<SessionCommand>,
     /// Relays that run over this session hold a token of it.
     pub(crate) relays: TaskTracker,
+    /// Counts relays that have ended because the session had.
+    pub(crate) lost: AtomicUsize,
     /// Cancelled when relays that still run are out of time.
     pub(crate) cut: CancellationToken,
     /// Cancelled when the agent has been told that it is registered: no stream comes before.

@@ -4,7 +4,11 @@
 //! master wants of it ([`SessionCommand`]). Who may register is `session/registration.rs`, and
 //! streams are opened by `opening.rs`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use proxymux_proto::{
     ControlMessage, EndCode, InstanceId, PROTOCOL_VERSION, Registered, Registration, SessionEnd,
@@ -150,6 +154,7 @@ impl Session {
             mux: core.mux().clone(),
             commands: command_tx,
             relays: TaskTracker::new(),
+            lost: 0.into(),
             cut: CancellationToken::new(),
             registered: CancellationToken::new(),
             open: true.into(),
@@ -227,6 +232,10 @@ impl Session {
         match ending {
             Ending::Over(over) => {
                 let reason = self.describe(&over);
+                // Its relays end with it; some may have known before we did.
+                drop(self.core);
+                let _ = tokio::time::timeout(CUT_LIMIT, all_done(&handle.relays)).await;
+                let streams = handle.lost.load(Ordering::Relaxed) + handle.relays.len();
                 tracing::warn!(
                     node = %handle.node, peer = %handle.peer, reason, streams, "session lost"
                 );

@@ -123,6 +123,7 @@ pub(crate) fn session(node: &str, run: u8) -> TestSession {
         mux,
         commands: command_tx,
         relays: TaskTracker::new(),
+        lost: 0.into(),
         cut: CancellationToken::new(),
         registered: CancellationToken::new(),
         open: true.into(),

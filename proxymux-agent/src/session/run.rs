@@ -4,7 +4,14 @@
 //! what is still waited for then. Leaves dialling again to the worker, which is told as soon as
 //! the session takes no new streams.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, InstanceId, SessionEnd};
 use proxymux_transport::{
@@ -46,6 +53,8 @@ pub(super) struct Session {
     streams: TaskTracker,
     row: Row,
     cut: CancellationToken,
+    /// Connections whose relay has ended because the session had.
+    lost: Arc<AtomicUsize>,
     release: Option<oneshot::Sender<Released>>,
     /// Since when it takes no new streams.
     released: Option<Instant>,
@@ -118,6 +127,7 @@ impl Session {
             streams,
             row,
             cut: CancellationToken::new(),
+            lost: Arc::default(),
             release: Some(release),
             released: None,
             successor: Some(successor),
@@ -139,7 +149,6 @@ impl Session {
         let counted = self.agent.metrics.sessions.open();
         let ending = self.serve_until_done().await;
         drop(counted);
-        let streams = self.streams.len();
         if let Some(released) = self.released {
             self.agent.metrics.sessions.drained(released.elapsed());
         }
@@ -147,8 +156,11 @@ impl Session {
         match ending {
             Ending::Over(over) => {
                 let reason = chain(&over);
-                // Its streams end with it.
+                // Its streams end with it; some may have known before we did.
                 drop(self.core);
+                self.streams.close();
+                let _ = tokio::time::timeout(CUT_LIMIT, self.streams.wait()).await;
+                let streams = self.lost.load(Ordering::Relaxed) + self.streams.len();
                 if self.goodbye {
                     tracing::info!(master = %self.at, reason, streams, "session ended");
                 } else {
@@ -156,6 +168,7 @@ impl Session {
                 }
             }
             Ending::EndHere(end) => {
+                let streams = self.streams.len();
                 tracing::info!(master = %self.at, reason = end.message, streams, "session ended");
                 self.core.end(end, END_LIMIT).await;
             }
@@ -245,6 +258,7 @@ impl Session {
             agent: Arc::clone(&self.agent),
             master: self.at,
             cut: self.cut.clone(),
+            lost: Arc::clone(&self.lost),
         };
         self.streams.spawn(serve(stream, context));
     }

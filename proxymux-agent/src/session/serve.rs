@@ -2,7 +2,14 @@
 //!
 //! Owns the agent's side of opening a stream. Whatever goes wrong here ends this stream only.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proxymux_proto::{
@@ -10,7 +17,7 @@ use proxymux_proto::{
 };
 use proxymux_transport::{
     memory::MemoryFull,
-    relay::{RelayOptions, relay},
+    relay::{Outcome, RelayOptions, relay},
     stream::{MessageStream, StreamError},
     telemetry::{ACCESS, AccessLog, Path, Side, chain, millis},
 };
@@ -30,6 +37,8 @@ pub(crate) struct StreamContext {
     pub(crate) master: SocketAddr,
     /// Cancelled when open streams are out of time.
     pub(crate) cut: CancellationToken,
+    /// Counts connections that were relayed when the session was lost.
+    pub(crate) lost: Arc<AtomicUsize>,
 }
 
 /// Why a stream came to no relay.
@@ -145,6 +154,9 @@ async fn relay_stream(
     };
     let stream = stream.into_relay();
     let outcome = relay(connection, stream, Bytes::new(), &options, access.bytes()).await;
+    if outcome == Outcome::SessionLost {
+        context.lost.fetch_add(1, Ordering::Relaxed);
+    }
     access.finish(outcome);
 }
 

@@ -60,7 +60,13 @@ pub(crate) async fn relay(
         tokio::io::copy_bidirectional(&mut client, &mut target).await
     };
     let outcome = tokio::select! {
-        copied = copied => if copied.is_ok() { Outcome::Done } else { Outcome::LocalReset },
+        copied = copied => match copied {
+            Ok(_) => Outcome::Done,
+            Err(error) => {
+                bytes.failed(&error);
+                Outcome::LocalReset
+            }
+        },
         () = idle(options.idle_timeout, bytes) => Outcome::Idle,
         () = options.cancel.cancelled() => Outcome::Drained,
     };

@@ -32,7 +32,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::{
     socket::{self, HangUp},
     stream::{Filled, RelayStream, StreamError},
-    telemetry::millis,
+    telemetry::{chain, millis},
 };
 
 /// A connection that can be relayed.
@@ -61,6 +61,8 @@ pub struct RelayBytes {
     from_stream: AtomicU64,
     sending: Wait,
     receiving: Wait,
+    /// Why the relay failed, as far as the error says more than its outcome.
+    problem: OnceLock<Box<str>>,
 }
 
 /// How a relay ended. A closed list: access log and metrics use it.
@@ -101,6 +103,17 @@ impl RelayBytes {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.to_stream().wrapping_add(self.from_stream())
+    }
+
+    /// Why the relay failed, if there was an error.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.get().map(AsRef::as_ref)
+    }
+
+    /// Notes why the relay fails; what happened first is the reason.
+    pub fn failed(&self, error: &dyn std::error::Error) {
+        self.problem.get_or_init(|| chain(error).into());
     }
 
     /// For how long the relay has been waiting for a side that takes nothing: a connection that
@@ -233,6 +246,11 @@ struct Relay<E: Endpoint> {
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// The connection's peer has closed it both ways, and the other side did not end in time.
+#[derive(Debug, thiserror::Error)]
+#[error("closed by its peer with bytes on their way to it")]
+struct PeerLeft;
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Direction {
     Open,
@@ -273,7 +291,7 @@ impl<E: Endpoint> Relay<E> {
         // A stream whose both directions have ended has nothing left to lose.
         let stream_matters = self.receiving == Direction::Open || self.sending != Direction::Ended;
         if stream_matters && let Poll::Ready(error) = stream.poll_given_up(cx) {
-            return Poll::Ready(error.into());
+            return Poll::Ready(self.stream_failed(error));
         }
         if self.cancelled.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Outcome::Drained);
@@ -297,7 +315,7 @@ impl<E: Endpoint> Relay<E> {
     ) -> Poll<Result<(), Outcome>> {
         while self.receiving == Direction::Open {
             let filled = match stream.poll_fill(cx) {
-                Poll::Ready(filled) => filled?,
+                Poll::Ready(filled) => filled.map_err(|error| self.stream_failed(error))?,
                 Poll::Pending => {
                     // TLS may hold back a part of what it took.
                     let flushed = ready!(Pin::new(&mut self.connection.0).poll_flush(cx));
@@ -317,7 +335,10 @@ impl<E: Endpoint> Relay<E> {
                     }
                     match ready!(written) {
                         Err(error) => self.cannot_write(&error)?,
-                        Ok(0) => return Poll::Ready(Err(Outcome::LocalReset)),
+                        Ok(0) => {
+                            let error = io::Error::from(io::ErrorKind::WriteZero);
+                            return Poll::Ready(Err(self.connection_failed(&error)));
+                        }
                         Ok(n) => {
                             stream.consume(n);
                             let bytes = &self.bytes.from_stream;
@@ -337,12 +358,22 @@ impl<E: Endpoint> Relay<E> {
         Poll::Ready(Ok(()))
     }
 
+    fn connection_failed(&self, error: &dyn std::error::Error) -> Outcome {
+        self.bytes.failed(error);
+        Outcome::LocalReset
+    }
+
+    fn stream_failed(&self, error: StreamError) -> Outcome {
+        self.bytes.failed(&error);
+        error.into()
+    }
+
     /// The connection takes nothing more. A reset is one, unless the end was read before.
     fn cannot_write(&mut self, error: &io::Error) -> Result<(), Outcome> {
         // Closed both ways, and not reset: what was sent before, and the end, are to be read.
         let closed = error.kind() == io::ErrorKind::BrokenPipe;
         if self.sending == Direction::Open && !closed {
-            return Err(Outcome::LocalReset);
+            return Err(self.connection_failed(error));
         }
         self.peer_has_left();
         Ok(())
@@ -363,7 +394,8 @@ impl<E: Endpoint> Relay<E> {
         stream: &mut RelayStream,
     ) -> Poll<Result<(), Outcome>> {
         while self.sending == Direction::Open {
-            self.reads_connection = stream.poll_ready(cx)?.is_ready();
+            let ready = stream.poll_ready(cx);
+            self.reads_connection = ready.map_err(|error| self.stream_failed(error))?.is_ready();
             if !self.reads_connection {
                 self.bytes.sending_waits();
                 return Poll::Pending;
@@ -381,7 +413,7 @@ impl<E: Endpoint> Relay<E> {
             }
         }
         if self.sending == Direction::Ending {
-            ready!(stream.poll_end(cx))?;
+            ready!(stream.poll_end(cx)).map_err(|error| self.stream_failed(error))?;
             self.sending = Direction::Ended;
             // Only now can the other side know.
             self.left_at = self.left_at.map(|_| Instant::now());
@@ -409,12 +441,13 @@ impl<E: Endpoint> Relay<E> {
             } else {
                 let mut payload = ReadBuf::new(payload);
                 let read = Pin::new(&mut self.connection.0).poll_read(cx, &mut payload);
-                ready!(read).map_err(|_| Outcome::LocalReset)?;
+                ready!(read).map_err(|error| self.connection_failed(&error))?;
                 payload.filled().len()
             };
             if n > 0 {
                 let frame = chunk.get_mut(..ChunkHeader::LEN + n).unwrap_or_default();
-                stream.send_chunk(cx, frame)?;
+                let sent = stream.send_chunk(cx, frame);
+                sent.map_err(|error| self.stream_failed(error))?;
             }
             Poll::Ready(Ok(n))
         })
@@ -434,7 +467,7 @@ impl<E: Endpoint> Relay<E> {
                 return Poll::Ready(outcome);
             }
             if self.leave_due().is_some_and(|due| due <= now) {
-                return Poll::Ready(Outcome::LocalReset);
+                return Poll::Ready(self.connection_failed(&PeerLeft));
             }
             if self.idle_due().is_some_and(|due| due <= now) {
                 return Poll::Ready(Outcome::Idle);
@@ -449,7 +482,10 @@ impl<E: Endpoint> Relay<E> {
         }
         self.last_watched = now;
         match socket::hang_up(&self.connection.0.socket()) {
-            HangUp::Failed if self.sending == Direction::Open => return Err(Outcome::LocalReset),
+            HangUp::Failed if self.sending == Direction::Open => {
+                let error = socket::take_error(&self.connection.0.socket());
+                return Err(self.connection_failed(&error));
+            }
             // There may be something left to read.
             HangUp::Closed if self.sending == Direction::Open => {}
             HangUp::Failed | HangUp::Closed => self.peer_has_left(),

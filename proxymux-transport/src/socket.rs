@@ -112,6 +112,14 @@ pub fn hang_up(socket: &impl AsFd) -> HangUp {
     }
 }
 
+/// Why a connection has failed of which [`hang_up`] has found that it did.
+#[must_use]
+pub fn take_error(socket: &impl AsFd) -> io::Error {
+    let found = SockRef::from(socket).take_error();
+    let unknown = || io::Error::other("connection failed");
+    found.map_or_else(|error| error, |error| error.unwrap_or_else(unknown))
+}
+
 /// How far a TCP connection has got with what was handed to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TcpProgress {

@@ -223,6 +223,7 @@ impl Drop for AccessLog {
             open_ms = millis(opened - self.started),
             duration_ms = millis(self.started.elapsed()),
             outcome = self.outcome.map_or("cancelled", Outcome::as_str),
+            error = self.bytes.problem(),
             "connection closed",
         );
     }

@@ -26,8 +26,10 @@ async fn when_an_agent_is_killed_its_streams_break_and_the_next_agent_serves() -
     following.breaks(Duration::from_secs(8)).await?;
     let lost = wait_for_message(cluster.master(0), 0, SOON, "session lost")?;
     assert_eq!(lost.level, "WARN");
+    assert_eq!(lost.number("streams"), Some(1), "{lost:?}");
     let line = access_line_with(cluster.master(0), |l| l.message == "connection closed").await?;
     assert_eq!(line.text("outcome"), Some("session-lost"));
+    assert_eq!(line.text("error"), Some("session ended"));
 
     // Who asks meanwhile waits.
     let asked = tokio::spawn({
@@ -57,6 +59,8 @@ async fn while_a_master_is_down_an_agent_says_so_once_and_goes_on_trying() -> Re
     let said = complaints(cluster.agent(0), mark);
     let words: Vec<_> = said.iter().map(|event| event.message.as_str()).collect();
     assert_eq!(words, ["session lost", "no session"], "{said:#?}");
+    let cut = said.first().and_then(|event| event.number("streams"));
+    assert_eq!(cut, Some(1), "the log that was followed: {said:#?}");
     let next = said.last().and_then(|event| event.number("retry_in_ms"));
     assert!(next.is_some_and(|next| next <= 30_000), "{said:#?}");
     let tries = since(cluster.agent(0), mark);

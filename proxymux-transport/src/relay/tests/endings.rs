@@ -34,6 +34,41 @@ async fn a_reset_is_passed_on_as_a_reset_both_ways() {
 }
 
 #[tokio::test]
+async fn either_end_knows_why_a_connection_was_cut_off() {
+    let mut session = Session::in_memory(LIMITS);
+    session.play_control();
+    let mut rig = tcp_rig(&mut session).await;
+
+    reset(rig.client);
+
+    let outcomes = (rig.master.outcome().await, rig.agent.outcome().await);
+    let peer = Outcome::PeerAborted(AbortCode::Reset);
+    assert_eq!(outcomes, (Outcome::LocalReset, peer));
+    let at_master = rig.master.bytes.problem().unwrap_or_default();
+    assert!(at_master.contains("reset by peer"), "{at_master}");
+    let at_agent = rig.agent.bytes.problem().unwrap_or_default();
+    assert!(
+        at_agent.starts_with("peer aborted the stream"),
+        "{at_agent}"
+    );
+}
+
+#[tokio::test]
+async fn an_orderly_end_has_no_error() {
+    let mut session = Session::in_memory(LIMITS);
+    session.play_control();
+    let mut rig = tcp_rig(&mut session).await;
+    rig.client.shutdown().await.unwrap();
+    rig.server.shutdown().await.unwrap();
+
+    let outcomes = (rig.master.outcome().await, rig.agent.outcome().await);
+
+    assert_eq!(outcomes, (Outcome::Done, Outcome::Done));
+    let problems = [rig.master.bytes.problem(), rig.agent.bytes.problem()];
+    assert_eq!(problems, [None, None]);
+}
+
+#[tokio::test]
 async fn a_reset_of_a_half_closed_connection_is_passed_on() {
     let mut session = Session::in_memory(LIMITS);
     session.play_control();

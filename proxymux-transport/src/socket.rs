@@ -7,12 +7,15 @@
 use std::{
     io,
     net::Shutdown,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     time::Duration,
 };
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, Interest},
+    net::{TcpStream, UnixStream},
+};
 
 /// Sets up a TCP connection that carries a session.
 ///
@@ -155,6 +158,70 @@ pub fn tcp_progress(socket: &impl AsFd) -> Option<TcpProgress> {
     Some(TcpProgress { acked, outstanding })
 }
 
+/// Sends bytes, and with the first of them descriptors, which the receiver gets as its own.
+///
+/// # Errors
+///
+/// When the peer does not take all of it at once, or is gone.
+pub async fn send_descriptors(
+    stream: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let with = [ControlMessage::ScmRights(&raw)];
+    let with = if raw.is_empty() { &[][..] } else { &with[..] };
+    let send = || {
+        let content = [io::IoSlice::new(bytes)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(
+            stream.as_raw_fd(),
+            &content,
+            with,
+            flags,
+            None,
+        )?)
+    };
+    match stream.async_io(Interest::WRITABLE, send).await? {
+        sent if sent == bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// Receives bytes, and the descriptors that were sent with them, at most `max_descriptors`.
+///
+/// # Errors
+///
+/// When the connection failed, or more descriptors were sent. No bytes are its end.
+pub async fn receive_descriptors(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    max_descriptors: usize,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut space = vec![0; max_descriptors.saturating_mul(size_of::<RawFd>()) + CMSG_HEADER];
+    let receive = || {
+        let mut content = [io::IoSliceMut::new(bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut content, Some(&mut space), flags)?;
+        let mut received = Vec::new();
+        for control in message.cmsgs()? {
+            let ControlMessageOwned::ScmRights(raw) = control else {
+                continue;
+            };
+            for descriptor in raw {
+                #[expect(unsafe_code, reason = "the kernel gives descriptors as numbers")]
+                // SAFETY: the kernel has just opened this descriptor for us, and nobody else in
+                // this process has its number.
+                received.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
+        }
+        Ok((message.bytes, received))
+    };
+    stream.async_io(Interest::READABLE, receive).await
+}
+
 /// A second handle to the connection under a session, to ask the kernel about it and to end it.
 ///
 /// The connection is only closed when both handles are; [`SessionSocket::shut_down`] ends it at
@@ -214,6 +281,10 @@ const TCP_RTO_MAX_MS: libc::c_int = 44;
 const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
+/// Room for the header of a control message, with its padding (cmsg(3)): 16 bytes on every
+/// 64-bit system.
+const CMSG_HEADER: usize = 32;
+
 /// On the stack, for a moment.
 const SCRAP_LEN: usize = 4 * 1024;
 
@@ -259,6 +330,33 @@ mod tests {
         let (near, _far) = pair().await;
         while near.try_write(&[7; 65536]).is_ok() {}
         assert!(tcp_progress(&near).unwrap().outstanding);
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_shared_with_whoever_receives_its_descriptor() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (giver, taker) = UnixStream::pair().unwrap();
+
+        let descriptors = [listener.as_fd(), giver.as_fd()];
+        send_descriptors(&giver, b"here", &descriptors)
+            .await
+            .unwrap();
+        drop(listener);
+        let mut bytes = [0; 16];
+        let (len, mut received) = receive_descriptors(&taker, &mut bytes, 4).await.unwrap();
+
+        assert_eq!((&bytes[..len], received.len()), (&b"here"[..], 2));
+        let shared = std::net::TcpListener::from(received.remove(0));
+        let shared = TcpListener::from_std(shared).unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(at), shared.accept());
+        client.unwrap();
+        accepted.unwrap();
+
+        send_descriptors(&giver, b"alone", &[]).await.unwrap();
+        let (len, received) = receive_descriptors(&taker, &mut bytes, 4).await.unwrap();
+        assert_eq!((&bytes[..len], received.len()), (&b"alone"[..], 0));
+        drop((giver, received));
     }
 
     #[tokio::test]

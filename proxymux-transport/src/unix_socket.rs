@@ -15,12 +15,19 @@ use std::{
         unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use nix::sys::{
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-    stat::{Mode, fchmod},
+use nix::{
+    sys::{
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+        stat::{Mode, fchmod},
+    },
+    unistd::geteuid,
 };
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -106,23 +113,50 @@ impl UnixSocket {
         mode: u32,
         purpose: &'static str,
     ) -> Result<Self, UnixBindError> {
-        let len = path.as_os_str().len();
-        if len > MAX_PATH_LEN {
-            return Err(UnixBindError::PathTooLong {
-                path: path.to_owned(),
-                len,
-            });
-        }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        check_length(path)?;
+        let directory = directory_of(path);
         make_directory(directory, purpose)?;
         let _lock = lock(directory).await?;
         clear_the_way(path).await?;
         let (file, socket) = make_socket(path, mode)?;
         let listener = UnixListener::from_std(socket.into()).map_err(failed("listen at", path))?;
         Ok(Self { file, listener })
+    }
+
+    /// Listens at `path` in the place of whoever does so now, without a moment in which nobody
+    /// does: the new socket is made beside the old one and moved over it.
+    ///
+    /// # Errors
+    ///
+    /// As [`UnixSocket::bind`], but a socket that is in use is no obstacle.
+    pub async fn bind_over(
+        path: &Path,
+        mode: u32,
+        purpose: &'static str,
+    ) -> Result<Self, UnixBindError> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(BESIDE);
+        let beside = PathBuf::from(beside);
+        check_length(&beside)?;
+        let directory = directory_of(path);
+        make_directory(directory, purpose)?;
+        let _lock = lock(directory).await?;
+        if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+            let path = path.to_owned();
+            return Err(UnixBindError::NotASocket { path });
+        }
+        // One that is there was left by a process that died in the middle of this.
+        clear_the_way(&beside).await?;
+        let (mut file, socket) = make_socket(&beside, mode)?;
+        fs::rename(&beside, path).map_err(failed("replace the socket", path))?;
+        path.clone_into(&mut file.path);
+        let listener = UnixListener::from_std(socket.into()).map_err(failed("listen at", path))?;
+        Ok(Self { file, listener })
+    }
+
+    /// Says that somebody else's socket in this one's place is in order once `replaced` is set.
+    pub fn may_be_replaced(&mut self, replaced: Arc<AtomicBool>) {
+        self.file.replaced = Some(replaced);
     }
 
     /// The listener.
@@ -135,6 +169,34 @@ impl UnixSocket {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.file.path
+    }
+}
+
+/// Whether the process at the other end is of our own user, or root.
+///
+/// A socket's permissions say so too, but not what an administrator has made of them.
+#[must_use]
+pub fn is_of_our_user(stream: &UnixStream) -> bool {
+    let ours = geteuid().as_raw();
+    let peer = stream.peer_cred();
+    peer.is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0)
+}
+
+fn check_length(path: &Path) -> Result<(), UnixBindError> {
+    let len = path.as_os_str().len();
+    if len > MAX_PATH_LEN {
+        return Err(UnixBindError::PathTooLong {
+            path: path.to_owned(),
+            len,
+        });
+    }
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 
@@ -238,6 +300,8 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Set when another daemon has put its socket here with our consent.
+    replaced: Option<Arc<AtomicBool>>,
 }
 
 impl SocketFile {
@@ -247,6 +311,7 @@ impl SocketFile {
             path: path.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
+            replaced: None,
         })
     }
 
@@ -258,7 +323,11 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        let replaced = self.replaced.as_ref();
         if !self.is_still_ours() {
+            if replaced.is_some_and(|replaced| replaced.load(Ordering::Acquire)) {
+                return;
+            }
             warn!(path = %self.path.display(), "socket was replaced or removed by somebody else");
         } else if let Err(error) = fs::remove_file(&self.path) {
             warn!(path = %self.path.display(), %error, "socket could not be removed");
@@ -277,6 +346,9 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UnixBi
 
 /// `sun_path` has 108 bytes, one of which ends it (unix(7)).
 const MAX_PATH_LEN: usize = 107;
+
+/// What the name of a socket ends in until it is moved to its place.
+const BESIDE: &str = ".new";
 
 /// Whoever may connect must be able to enter the directory: its owner and group.
 const DIRECTORY_MODE: u32 = 0o750;

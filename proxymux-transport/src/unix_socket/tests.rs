@@ -180,3 +180,55 @@ async fn a_directory_that_stays_locked_is_an_error_that_names_it() {
     );
     assert_eq!(bind_error(&path).await, expected);
 }
+
+#[tokio::test]
+async fn a_socket_takes_the_place_of_one_in_use_and_there_is_always_one() {
+    let (directory, path) = place();
+    let mut old = UnixSocket::bind(&path, 0o660, "a test").await.unwrap();
+    let replaced = Arc::new(AtomicBool::new(false));
+    old.may_be_replaced(Arc::clone(&replaced));
+    let before = UnixStream::connect(&path).await.unwrap();
+
+    let new = UnixSocket::bind_over(&path, 0o600, "a test").await.unwrap();
+    replaced.store(true, Ordering::Release);
+
+    let _after = UnixStream::connect(&path).await.unwrap();
+    new.listener().accept().await.unwrap();
+    old.listener()
+        .accept()
+        .await
+        .expect("who came before is served by the old one");
+    assert_eq!((new.path(), mode_of(&path)), (path.as_path(), 0o600));
+    let names: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+    assert_eq!(names.len(), 1, "nothing is left behind: {names:?}");
+    drop((old, before));
+    assert!(path.exists(), "the old one removes only its own file");
+    drop(new);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_socket_is_put_where_none_is_and_over_what_a_dead_one_left() {
+    let (_directory, path) = place();
+    let beside = path.with_extension("sock.new");
+    drop(StdListener::bind(&beside).unwrap());
+    assert!(beside.exists());
+
+    let _socket = UnixSocket::bind_over(&path, 0o660, "a test").await.unwrap();
+
+    UnixStream::connect(&path).await.unwrap();
+    assert!(!beside.exists());
+}
+
+#[tokio::test]
+async fn what_is_no_socket_is_not_replaced() {
+    let (_directory, path) = place();
+    fs::write(&path, "precious").unwrap();
+
+    let error = UnixSocket::bind_over(&path, 0o660, "a test")
+        .await
+        .unwrap_err();
+
+    assert!(matches!(error, UnixBindError::NotASocket { .. }), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}

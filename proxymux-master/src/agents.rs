@@ -4,7 +4,13 @@
 //! [`Candidate`]: its first byte, TLS, who the certificate says it is. Each step has a limit.
 //! Leaves the registration and all that follows to `session.rs`.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use proxymux_proto::{EndCode, SessionEnd};
 use proxymux_transport::{
@@ -49,6 +55,11 @@ pub(crate) struct AgentDoor {
 pub(crate) enum ListenError {
     #[error("address {0} for agents is in use by another process; stop it or change `listen`")]
     InUse(SocketAddr),
+    #[error(
+        "address {0} for agents is in use by another process; a master there must have \
+         `takeover: true` and the same `takeover-socket` to be taken over from"
+    )]
+    NotGivenUp(SocketAddr),
     #[error("cannot listen at {at} for agents")]
     Failed {
         at: SocketAddr,
@@ -81,18 +92,22 @@ enum ArrivalError {
 }
 
 impl AgentDoor {
-    /// Listens at the configured address.
+    /// Listens at the configured address, or takes over the listener of another master there.
     pub(crate) async fn bind(
         master: Arc<Master>,
         sessions: TaskTracker,
+        taken_over: Option<std::net::TcpListener>,
     ) -> Result<Self, ListenError> {
         let at = master.config.listen;
-        let listener = TcpListener::bind(at)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => ListenError::InUse(at),
-                _ => ListenError::Failed { at, source },
-            })?;
+        let bound = match taken_over {
+            Some(listener) => TcpListener::from_std(listener),
+            None => TcpListener::bind(at).await,
+        };
+        let listener = bound.map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse if master.config.takeover => ListenError::NotGivenUp(at),
+            io::ErrorKind::AddrInUse => ListenError::InUse(at),
+            _ => ListenError::Failed { at, source },
+        })?;
         tracing::info!(%at, "listening for agents");
         Ok(Self {
             listener,
@@ -103,12 +118,21 @@ impl AgentDoor {
         })
     }
 
-    /// Accepts agents until `stop`.
+    /// A second handle to the listener.
+    pub(crate) fn handle(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Accepts agents until `stop`, except while they are to go to another master, which has the
+    /// same listener.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut failing = false;
+        let mut moving = self.master.moving.watch();
         loop {
+            let away = *moving.borrow_and_update();
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.listener.accept(), if !away => accepted,
+                Ok(()) = moving.changed() => continue,
                 () = stop.cancelled() => return,
             };
             match accepted {

@@ -11,11 +11,12 @@ use proxymux_transport::{
     admin::Admin,
     config_file::Warning,
     limits::raise_open_files,
-    reload::{self, Certificates, Derived},
+    reload::{self, Certificates},
     shutdown::Shutdown,
-    telemetry::chain,
-    tls::{self, FrontDoorPolicy},
+    telemetry::{chain, millis},
+    unix_socket::UnixSocket,
 };
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -23,11 +24,14 @@ use crate::{
     agents::AgentDoor,
     certificates::CertificateFiles,
     claims::{NodeList, NodeListError, Policy},
-    config::{Config, FrontDoor, NodeAddressFile, NodeAddresses},
-    front_door::{FrontDoors, RequestLimits, TcpDoor, TlsSettings, UnixDoor},
-    gateway::Gateway,
+    config::{Config, NodeAddressFile, NodeAddresses},
     master::Master,
+    takeover::{self, Giver, TakeoverError, Taker},
 };
+
+mod doors;
+
+use self::doors::Doors;
 
 /// Why the master does not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +54,9 @@ pub enum AppError {
     /// A listener cannot be opened.
     #[error("{0}")]
     Listen(String),
+    /// Another master runs, and this one has not taken over from it.
+    #[error("cannot take over: {0}")]
+    Takeover(String),
 }
 
 /// Runs the master until it is told to end, and through its drain.
@@ -81,29 +88,107 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
 
     let answers = Arc::new(MasterAnswers(Arc::clone(&master)));
     let admin = Admin::start(master.config.admin.clone(), answers).map_err(AppError::Admin)?;
-    let (sessions, requests, doors) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    let agents = AgentDoor::bind(Arc::clone(&master), sessions.clone()).await;
-    let agents = agents.map_err(|error| AppError::Listen(chain(&error)))?;
-    let mut renewed = Vec::new();
-    let front_doors = bind_front_doors(&master.config, &mut renewed).await?;
-    // Nobody is let in by a master that may still fail to start.
-    doors.spawn(agents.run(master.shutdown.drain.clone()));
-    master.readiness.agents.store(true, Ordering::Release);
-    run_front_doors(front_doors, &master, &requests, &doors);
-    master.readiness.doors.store(true, Ordering::Release);
-    doors.spawn(upkeep(Arc::clone(&master)));
-    doors.spawn(renewal(Arc::clone(&master), renewed));
+    let (sessions, requests, tasks) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    open(&master, &sessions, &requests, &tasks).await?;
     tracing::info!(master.id = %master.id, "master is up");
 
     master.shutdown.drain.cancelled().await;
+    // It answers until the drain is over, unless the next master wants the address.
+    let admin = Some(admin).filter(|_| !master.moving.is_done());
     let drained = drain(&master, &requests, &sessions).await;
-    doors.close();
-    doors.wait().await;
-    // It answers until the drain is over.
+    tasks.close();
+    tasks.wait().await;
     drop(admin);
     drained?;
     tracing::info!("master ends");
     Ok(())
+}
+
+/// Opens everything, alone or in the place of another master.
+async fn open(
+    master: &Arc<Master>,
+    sessions: &TaskTracker,
+    requests: &TaskTracker,
+    tasks: &TaskTracker,
+) -> Result<(), AppError> {
+    let config = &master.config;
+    let mut doors = Doors::plan(config)?;
+    let mut taker = find_running(config).await?;
+    // Two that start at the same moment are told apart here, before anything else is open.
+    let alone = config.takeover && taker.is_none();
+    let mut meeting = if alone {
+        Some(meet(config, false).await?)
+    } else {
+        None
+    };
+
+    let theirs = taker
+        .as_mut()
+        .and_then(|t| t.listener(takeover::AGENTS, config.listen));
+    let agents = AgentDoor::bind(Arc::clone(master), sessions.clone(), theirs).await;
+    let agents = agents.map_err(|error| AppError::Listen(chain(&error)))?;
+    let mut handles = doors.open_tcp(taker.as_mut()).await?;
+    let handle = agents
+        .handle()
+        .map_err(|error| AppError::Listen(chain(&error)))?;
+    handles.push((
+        takeover::listener_name(takeover::AGENTS, config.listen),
+        handle,
+    ));
+
+    let stop = master.shutdown.drain.clone();
+    if let Some(taker) = &mut taker {
+        tasks.spawn(agents.run(stop));
+        master.readiness.agents.store(true, Ordering::Release);
+        wait_for_agents(taker, master).await?;
+        let over = taker.is_of_a_living();
+        doors.open_unix(over, master).await?;
+        meeting = Some(meet(config, over).await?);
+    } else {
+        doors.open_unix(false, master).await?;
+        // Nobody is let in by a master that may still fail to start.
+        tasks.spawn(agents.run(stop));
+        master.readiness.agents.store(true, Ordering::Release);
+    }
+    tasks.spawn(upkeep(Arc::clone(master)));
+    tasks.spawn(renewal(Arc::clone(master), doors.certificates.clone()));
+    doors.run(master, requests, tasks);
+    master.readiness.doors.store(true, Ordering::Release);
+    if let Some(meeting) = meeting {
+        tasks.spawn(Giver::new(meeting, handles, Arc::clone(master)).run());
+    }
+    if let Some(taker) = taker {
+        taker.finish().await;
+    }
+    Ok(())
+}
+
+/// The master to take over from, if this one is to and another runs.
+async fn find_running(config: &Config) -> Result<Option<Taker>, AppError> {
+    if !config.takeover {
+        return Ok(None);
+    }
+    let found = takeover::begin(&config.takeover_socket).await;
+    found.map_err(|error| AppError::Takeover(chain(&error)))
+}
+
+/// The socket at which the next master comes, in the place of a running one's if `over` it.
+async fn meet(config: &Config, over: bool) -> Result<UnixSocket, AppError> {
+    let path = &config.takeover_socket;
+    let bound = if over {
+        UnixSocket::bind_over(path, MEETING_MODE, MEETING).await
+    } else {
+        UnixSocket::bind(path, MEETING_MODE, MEETING).await
+    };
+    bound.map_err(|error| AppError::Takeover(chain(&TakeoverError::Socket(error))))
+}
+
+async fn wait_for_agents(taker: &mut Taker, master: &Master) -> Result<(), AppError> {
+    let back = tokio::select! {
+        back = taker.wait_for_agents(&master.registry) => back,
+        () = master.shutdown.drain.cancelled() => Err(TakeoverError::ToldToEnd),
+    };
+    back.map_err(|error| AppError::Takeover(chain(&error)))
 }
 
 /// Takes nothing new, lets what is open finish until the deadline, then ends the rest.
@@ -113,9 +198,14 @@ async fn drain(
     sessions: &TaskTracker,
 ) -> Result<(), AppError> {
     let deadline = master.config.drain_deadline;
-    let open = requests.len();
-    let deadline_s = deadline.as_secs();
-    tracing::info!(open, deadline_s, "drain begins, listeners are closed");
+    let (open, began) = (requests.len(), Instant::now());
+    let (agents, deadline_s) = (sessions.len(), deadline.as_secs());
+    tracing::info!(
+        open,
+        agents,
+        deadline_s,
+        "drain begins, listeners are closed"
+    );
     requests.close();
     sessions.close();
     let all = async {
@@ -123,6 +213,7 @@ async fn drain(
         sessions.wait().await;
     };
     tokio::pin!(all);
+    let cut_before = master.cut_off();
     let out_of_time = async {
         tokio::time::sleep(deadline).await;
         // Sessions look at the clock themselves.
@@ -142,84 +233,14 @@ async fn drain(
         master.cut.cancel();
         let _ = tokio::time::timeout(GRACE, all).await;
     }
+    // Those that nothing could end are cut off by our own end.
+    let cut = master.cut_off() - cut_before + requests.len();
+    let (ended, took_ms) = (open.saturating_sub(cut), millis(began.elapsed()));
+    tracing::info!(ended, cut, took_ms, "drain is over");
     if forced {
         Err(AppError::Forced)
     } else {
         Ok(())
-    }
-}
-
-/// A front door that is open, and at which nobody is served yet.
-enum BoundDoor {
-    Unix(UnixDoor),
-    Tcp(TcpDoor),
-}
-
-/// Opens the front doors, and adds their certificates to `renewed`.
-async fn bind_front_doors(
-    config: &Config,
-    renewed: &mut Vec<Arc<Certificates>>,
-) -> Result<Vec<BoundDoor>, AppError> {
-    let mut bound = Vec::with_capacity(config.front_doors.len());
-    for (number, door) in config.front_doors.iter().enumerate() {
-        let door = match door {
-            FrontDoor::Unix { path, mode } => {
-                let door = UnixDoor::bind(path, *mode).await;
-                BoundDoor::Unix(door.map_err(|error| AppError::Listen(chain(&error)))?)
-            }
-            FrontDoor::Tcp {
-                listen,
-                cert,
-                key,
-                client_ca,
-                client_names,
-            } => {
-                let name = format!("front-doors[{number}]");
-                let files = CertificateFiles {
-                    prefix: format!("{name}."),
-                    cert: cert.clone(),
-                    key: key.clone(),
-                    client_ca: client_ca.clone(),
-                };
-                let certificates = files.load(&name).map_err(AppError::Certificates)?;
-                renewed.push(Arc::clone(&certificates));
-                let tls = Derived::new(certificates, tls::front_door_config);
-                let policy = FrontDoorPolicy::new(client_names.iter().cloned())
-                    .map_err(|error| AppError::Listen(chain(&error)))?;
-                let settings = TlsSettings {
-                    config: Arc::new(move || tls.made()),
-                    policy,
-                };
-                let door = TcpDoor::bind(*listen, settings).await;
-                BoundDoor::Tcp(door.map_err(|error| AppError::Listen(chain(&error)))?)
-            }
-        };
-        bound.push(door);
-    }
-    Ok(bound)
-}
-
-fn run_front_doors(
-    bound: Vec<BoundDoor>,
-    master: &Arc<Master>,
-    requests: &TaskTracker,
-    doors: &TaskTracker,
-) {
-    let gateway = Gateway::new(Arc::clone(master));
-    let limits = RequestLimits {
-        budget: master.config.connect_budget,
-        header_len: master.config.max_connect_header.bytes(),
-        header_time: master.config.connect_header_timeout,
-    };
-    let front_doors = FrontDoors::new(gateway, limits, requests.clone());
-    for door in bound {
-        let (front_doors, stop) = (front_doors.clone(), master.shutdown.drain.clone());
-        doors.spawn(async move {
-            match door {
-                BoundDoor::Unix(door) => front_doors.run_unix(door, stop).await,
-                BoundDoor::Tcp(door) => front_doors.run_tcp(door, stop).await,
-            }
-        });
     }
 }
 
@@ -297,6 +318,12 @@ impl AppError {
         chain(self)
     }
 }
+
+/// What that socket is for, in errors.
+const MEETING: &str = "take-overs";
+
+/// Whoever may take over gets everything: nobody but our own user.
+const MEETING_MODE: u32 = 0o600;
 
 /// How often the file of addresses is looked at. It is small.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);

@@ -61,6 +61,10 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// How long open connections may go on after the master was told to stop.
     pub drain_deadline: Duration,
+    /// Whether this master takes over from one that runs, and lets another take over from it.
+    pub takeover: bool,
+    /// Where masters meet to do so.
+    pub takeover_socket: PathBuf,
     /// How many connections may be relayed over one session at a time.
     pub max_streams_per_node: NonZeroU32,
     /// How many of them may be waiting for the node's answer.
@@ -140,6 +144,8 @@ impl Config {
                 "drain-deadline",
                 show_duration_or_off(Some(self.drain_deadline)),
             )
+            .add("takeover", self.takeover)
+            .add("takeover-socket", self.takeover_socket.display())
             .add("max-streams-per-node", self.max_streams_per_node)
             .add(
                 "max-pending-dials-per-node",

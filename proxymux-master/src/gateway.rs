@@ -198,6 +198,7 @@ impl front_door::Gateway for Gateway {
                 if outcome == Outcome::SessionLost {
                     session.lost.fetch_add(1, Ordering::Relaxed);
                 }
+                self.master.count_cut(&outcome);
                 access.finish(outcome);
                 drop(token);
             }
@@ -211,6 +212,7 @@ impl front_door::Gateway for Gateway {
                 };
                 let bytes = access.bytes();
                 let outcome = direct::relay(client, connection, early, &options, &bytes).await;
+                self.master.count_cut(&outcome);
                 access.finish(outcome);
             }
         }

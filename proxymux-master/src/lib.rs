@@ -21,6 +21,7 @@ mod opening;
 mod registry;
 mod routes;
 mod session;
+mod takeover;
 #[cfg(test)]
 mod testing;
 mod trouble;

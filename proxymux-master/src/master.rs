@@ -4,15 +4,20 @@
 //! nodes, what is taken in, the routes, the metrics, and the tokens that end it. `app.rs` makes
 //! it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
-use proxymux_proto::InstanceId;
-use proxymux_transport::{memory::MemoryBudget, reload::Certificates, shutdown::Shutdown};
+use proxymux_proto::{AbortCode, InstanceId};
+use proxymux_transport::{
+    memory::MemoryBudget, relay::Outcome, reload::Certificates, shutdown::Shutdown,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Readiness, admission::Admission, claims::Policy, config::Config, metrics::Metrics,
-    registry::Registry, routes::Routes, session, trouble::Repeats,
+    registry::Registry, routes::Routes, session, takeover::Moving, trouble::Repeats,
 };
 
 /// The shared state of one run of the master.
@@ -31,9 +36,13 @@ pub(crate) struct Master {
     pub(crate) refused: Repeats,
     /// What agents are shown, and which of them are believed.
     pub(crate) certificates: Arc<Certificates>,
+    /// Whether agents are to go over to a master that takes over from this one.
+    pub(crate) moving: Moving,
     pub(crate) shutdown: Shutdown,
     /// Cancelled when connections that do not belong to a session are out of time.
     pub(crate) cut: CancellationToken,
+    /// How many relayed connections have been cut off by drains.
+    cut_off: AtomicUsize,
 }
 
 impl Master {
@@ -58,8 +67,25 @@ impl Master {
             admission,
             refused: Repeats::default(),
             certificates,
+            moving: Moving::new(),
             shutdown,
             cut: CancellationToken::new(),
+            cut_off: AtomicUsize::new(0),
         })
+    }
+
+    /// Counts a relayed connection if a drain has cut it off, on either end.
+    pub(crate) fn count_cut(&self, outcome: &Outcome) {
+        if matches!(
+            outcome,
+            Outcome::Drained | Outcome::PeerAborted(AbortCode::Drain)
+        ) {
+            self.cut_off.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many have been cut off so far.
+    pub(crate) fn cut_off(&self) -> usize {
+        self.cut_off.load(Ordering::Relaxed)
     }
 }

@@ -234,6 +234,18 @@ impl Registry {
         nodes
     }
 
+    /// The nodes that have a session.
+    pub(crate) fn connected(&self) -> Vec<NodeName> {
+        let state = self.lock();
+        let connected = state.nodes.iter().filter(|(_, node)| node.is_connected());
+        connected.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether a node has a session.
+    pub(crate) fn is_connected(&self, node: &NodeName) -> bool {
+        self.lock().nodes.get(node).is_some_and(Node::is_connected)
+    }
+
     /// Who is to be asked for a target.
     pub(crate) fn find(&self, target: &TargetAddr) -> Found {
         let state = self.lock();
@@ -313,6 +325,11 @@ impl State {
 }
 
 impl Node {
+    fn is_connected(&self) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|session| !session.mux.is_over())
+    }
+
     fn evict(&mut self, instance: InstanceId) {
         if !self.evicted.contains(&instance) {
             self.evicted.push_back(instance);

@@ -75,6 +75,7 @@ struct Session {
     _place: SessionPlace,
     trust: PeerTrust,
     renewed: watch::Receiver<Option<Arc<InForce>>>,
+    moving: watch::Receiver<bool>,
     /// The session takes no new streams and ends when the old ones have.
     finish: Option<Finish>,
     probe: Option<Probe>,
@@ -188,6 +189,7 @@ impl Session {
         let mut renewed = master.certificates.changes();
         // They may have been renewed since the handshake began.
         renewed.mark_changed();
+        let moving = master.moving.watch();
         Ok(Self {
             core,
             incoming,
@@ -197,6 +199,7 @@ impl Session {
             _place: place,
             trust,
             renewed,
+            moving,
             finish: None,
             probe: None,
             goodbye: None,
@@ -271,6 +274,7 @@ impl Session {
                     self.drain("master is ending")
                 }
                 Ok(()) = self.renewed.changed(), if judged => self.review(),
+                Ok(()) = self.moving.changed() => self.send_away(),
                 () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
                 () = all_done(&self.handle.relays), if self.finish.is_some() => self.finished(),
                 () = sleep_until(finish_by), if finish_by.is_some() => self.out_of_time(),
@@ -350,6 +354,21 @@ impl Session {
         );
         self.master.registry.leave(&self.handle);
         self.drain(&format!("the agent's certificate: {reason}"))
+    }
+
+    /// Asks the agent to open a session with the master that takes over from this one.
+    ///
+    /// Here nothing changes: until that one has the front doors, requests come to this one, and if
+    /// it never does this session is needed. Hence a deadline beyond all take-overs.
+    fn send_away(&mut self) -> Option<Ending> {
+        let moving = *self.moving.borrow_and_update();
+        if !moving || self.finish.is_some() {
+            return None;
+        }
+        let told = self
+            .core
+            .drain(AWAY_DEADLINE, "another master takes over, go there");
+        told.err().map(not_sent)
     }
 
     /// Lets streams finish until the deadline, and asks the agent for another session meanwhile.
@@ -491,6 +510,9 @@ const TELL_LIMIT: Duration = Duration::from_secs(1);
 /// An agent that lives answers a ping within this; one that does not is not waited for, because
 /// its node is about to be asked for through the new session.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Once another master has taken over, this one drains and says a deadline that is meant.
+const AWAY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// Commands that wait for a session's loop, which never waits for anything but events.
 const COMMAND_QUEUE: usize = 16;

@@ -308,6 +308,8 @@ impl Session {
         self.release(pause, DRAIN);
         let limit = self.agent.drain_deadline();
         self.finish_within(limit);
+        let (streams, deadline_s) = (self.streams.len(), limit.as_secs());
+        tracing::info!(master = %self.at, reason, streams, deadline_s, "session drains");
         let told = self.core.drain(limit, reason);
         told.err()
             .map(|error| Ending::Over(SessionOver::Control(error)))

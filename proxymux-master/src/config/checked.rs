@@ -39,6 +39,17 @@ impl RawConfig {
         }
         let admin = self.admin(m, &mut taken);
         let front_doors = self.front_doors(m, &mut taken);
+        let takeover = self.takeover.or(false, m, |text| match text.as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("must be true or false"),
+        });
+        let default = PathBuf::from(DEFAULT_TAKEOVER_SOCKET);
+        let takeover_socket = self.takeover_socket.or(default, m, |text| {
+            let path = values::socket_path(text)?;
+            taken.claim("takeover-socket", Spot::Unix(path.clone()))?;
+            Ok::<_, PlaceError>(path)
+        });
         let cert = self.cert.required(m, |text| values::path(text));
         let key = self.key.required(m, |text| values::path(text));
         let client_ca = self.client_ca.required(m, |text| values::path(text));
@@ -109,6 +120,8 @@ impl RawConfig {
             connect_budget: connect_budget?,
             idle_timeout: idle_timeout?,
             drain_deadline: drain_deadline?,
+            takeover: takeover?,
+            takeover_socket: takeover_socket?,
             max_streams_per_node: max_streams_per_node?,
             max_pending_dials_per_node: max_pending_dials_per_node?,
             max_sessions: max_sessions?,
@@ -370,6 +383,7 @@ const ONLY_TCP: &str = "belongs to a door with listen, this one has unix";
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_SESSION_PORT);
 const DEFAULT_DOOR: &str = "/run/proxymux/egress.sock";
+const DEFAULT_TAKEOVER_SOCKET: &str = "/run/proxymux/takeover.sock";
 const DEFAULT_ADMIN_SOCKET: &str = "/run/proxymux/master.sock";
 
 /// For the group that kube-apiserver is in, where it does not run as root.

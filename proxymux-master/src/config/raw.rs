@@ -20,6 +20,8 @@ pub(super) struct RawConfig {
     pub(super) connect_budget: Setting<String>,
     pub(super) idle_timeout: Setting<String>,
     pub(super) drain_deadline: Setting<String>,
+    pub(super) takeover: Setting<String>,
+    pub(super) takeover_socket: Setting<String>,
     pub(super) max_streams_per_node: Setting<u64>,
     pub(super) max_pending_dials_per_node: Setting<u64>,
     pub(super) max_sessions: Setting<u64>,
@@ -89,6 +91,8 @@ pub(super) const KEYS: &[&str] = &[
     "connect-budget",
     "idle-timeout",
     "drain-deadline",
+    "takeover",
+    "takeover-socket",
     "max-streams-per-node",
     "max-pending-dials-per-node",
     "max-sessions",
@@ -150,6 +154,8 @@ impl RawConfig {
             drain_deadline: root
                 .take("drain-deadline")
                 .text("a duration such as 30s", m),
+            takeover: root.take("takeover").scalar("true or false", m),
+            takeover_socket: root.take("takeover-socket").text(A_PATH, m),
             max_streams_per_node: root.take("max-streams-per-node").number(A_NUMBER, m),
             max_pending_dials_per_node: root.take("max-pending-dials-per-node").number(A_NUMBER, m),
             max_sessions: root.take("max-sessions").number(A_NUMBER, m),

@@ -78,6 +78,7 @@ fn defaults_are_as_documented() {
          key=/etc/proxymux/pki/master.key client-ca=/etc/kubernetes/pki/ca.crt cluster-id=any \
          front-doors=\"[unix:/run/proxymux/egress.sock mode 0660]\" node-addresses=declared \
          routes=[] connect-budget=8s idle-timeout=off drain-deadline=30s \
+         takeover=false takeover-socket=/run/proxymux/takeover.sock \
          max-streams-per-node=1024 max-pending-dials-per-node=128 max-sessions=10000 \
          max-handshakes=64 max-registrations-per-second=250 max-memory-per-session=64MiB \
          max-memory=512MiB max-connect-header=16KiB connect-header-timeout=5s log-format=text \
@@ -114,7 +115,8 @@ fn every_setting_of_the_full_sample_is_in_force() {
          127.0.0.1:8131 for kube-apiserver]\" \
          node-addresses=file:/etc/proxymux/node-addresses.yaml \
          routes=[10.96.0.0/12:direct,10.244.0.0/16:node,169.254.0.0/16:refuse] \
-         connect-budget=8s idle-timeout=off drain-deadline=30s max-streams-per-node=1024 \
+         connect-budget=8s idle-timeout=off drain-deadline=30s takeover=true \
+         takeover-socket=/run/proxymux/takeover.sock max-streams-per-node=1024 \
          max-pending-dials-per-node=128 max-sessions=10000 max-handshakes=64 \
          max-registrations-per-second=250 max-memory-per-session=64MiB max-memory=512MiB \
          max-connect-header=16KiB connect-header-timeout=5s log-format=json kubelet-certificates=unverified \

@@ -5,7 +5,13 @@
 //! `serve`, and which handshake has to go when there are too many to `half_open`.
 //! Read [`TcpDoor`] first.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use proxymux_transport::{
     socket::prepare_relayed,
@@ -61,7 +67,32 @@ impl TcpDoor {
     ///
     /// Names the address and what is wrong with it.
     pub(crate) async fn bind(address: SocketAddr, tls: TlsSettings) -> Result<Self, TcpBindError> {
-        let bound = TcpListener::bind(address).await;
+        Self::on(TcpListener::bind(address).await, address, tls)
+    }
+
+    /// Takes over another master's listener at `address`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TcpDoor::bind`].
+    pub(crate) fn take_over(
+        listener: std::net::TcpListener,
+        address: SocketAddr,
+        tls: TlsSettings,
+    ) -> Result<Self, TcpBindError> {
+        Self::on(TcpListener::from_std(listener), address, tls)
+    }
+
+    /// A second handle to the listener.
+    pub(crate) fn handle(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    fn on(
+        bound: io::Result<TcpListener>,
+        address: SocketAddr,
+        tls: TlsSettings,
+    ) -> Result<Self, TcpBindError> {
         let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
         match bound {
             Ok((address, listener)) => Ok(Self {

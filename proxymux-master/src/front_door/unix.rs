@@ -4,7 +4,11 @@
 //! Leaves the socket's file to `proxymux_transport::unix_socket`, accepting to `accept` and
 //! clients to `serve`.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use proxymux_transport::unix_socket::{UnixBindError, UnixSocket};
 use tokio::{
@@ -26,7 +30,21 @@ impl UnixDoor {
     ///
     /// Says what is in the way, and leaves it there.
     pub(crate) async fn bind(path: &Path, mode: u32) -> Result<Self, UnixBindError> {
-        UnixSocket::bind(path, mode, "a front door").await.map(Self)
+        UnixSocket::bind(path, mode, PURPOSE).await.map(Self)
+    }
+
+    /// Listens at `path` in the place of another master.
+    ///
+    /// # Errors
+    ///
+    /// As [`UnixDoor::bind`].
+    pub(crate) async fn bind_over(path: &Path, mode: u32) -> Result<Self, UnixBindError> {
+        UnixSocket::bind_over(path, mode, PURPOSE).await.map(Self)
+    }
+
+    /// Says that another master's socket in this one's place is in order once `replaced` is set.
+    pub(crate) fn may_be_replaced(&mut self, replaced: Arc<AtomicBool>) {
+        self.0.may_be_replaced(replaced);
     }
 }
 
@@ -83,6 +101,9 @@ fn describe(credentials: io::Result<UCred>) -> String {
         Err(_) => "unix".to_owned(),
     }
 }
+
+/// What the socket is for, in errors.
+const PURPOSE: &str = "a front door";
 
 #[cfg(test)]
 mod tests;

@@ -99,6 +99,18 @@ pub fn start_with_both_doors(builder: ClusterBuilder) -> Result<Cluster> {
 ///
 /// It did not come up.
 pub fn start_master_with_both_doors(cluster: &mut Cluster) -> Result<()> {
+    let config = both_doors(cluster)?;
+    let master = cluster.start_master_with(0, &config)?;
+    master.wait_for_line("master is up", UP_LIMIT)?;
+    Ok(())
+}
+
+/// The configuration of a master with both doors.
+///
+/// # Errors
+///
+/// As [`Cluster::master_config`].
+pub fn both_doors(cluster: &Cluster) -> Result<String> {
     let socket = cluster.socket(0);
     let dir = cluster.dir().display();
     let doors = format!(
@@ -113,10 +125,7 @@ pub fn start_master_with_both_doors(cluster: &mut Cluster) -> Result<()> {
     let config = cluster.master_config(0)?;
     let usual = config.lines().find(|line| line.starts_with("front-doors:"));
     let usual = usual.context("a master's configuration has front-doors")?;
-    let config = config.replace(usual, &doors);
-    let master = cluster.start_master_with(0, &config)?;
-    master.wait_for_line("master is up", UP_LIMIT)?;
-    Ok(())
+    Ok(config.replace(usual, &doors))
 }
 
 /// Runs a test's body on the first master's machine, where both doors can be reached.

@@ -11,6 +11,7 @@ use proxymux_testkit::{
 };
 use proxymux_tests::{
     access::access_line_with,
+    asking::Asking,
     etc_hosts::Resolver,
     events::{complaints, wait_for_message, with_message},
     following::Following,
@@ -246,6 +247,41 @@ async fn a_second_signal_ends_a_master_at_once() -> Result<()> {
     let last = master.lines().pop().unwrap_or_default();
     assert_eq!(last, "proxymux-master: ended at once by a second signal");
     following.breaks(SOON).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_one_master_drains_the_other_serves_the_same_node_without_a_gap() -> Result<()> {
+    let mut cluster = Cluster::builder()
+        .masters(2)
+        .master_lines(DRAIN_LINE)
+        .start()?;
+    let target = cluster.target(0);
+    let following = Following::start(&cluster.api_of(0)?, &target).await?;
+    let asking = Asking::start(&cluster.api_of(1)?, &target);
+    let mark = cluster.agent(0).mark();
+
+    let told = Instant::now();
+    cluster.master(0).signal(Signal::SIGTERM)?;
+
+    wait_for_message(cluster.agent(0), mark, SOON, "master drains the session")?;
+    following.breaks(DRAIN + SOON).await?;
+    assert!(told.elapsed() >= DRAIN);
+    let master = cluster.master(0);
+    assert_eq!(master.wait(SOON)?.code(), Some(0));
+    let begun = wait_for_message(master, 0, SOON, "drain begins, listeners are closed")?;
+    assert_eq!(
+        (begun.number("open"), begun.number("deadline_s")),
+        (Some(1), Some(4))
+    );
+    let over = wait_for_message(master, 0, SOON, "drain is over")?;
+    assert_eq!(
+        (over.number("ended"), over.number("cut")),
+        (Some(0), Some(1))
+    );
+    let answers = asking.stop().await?;
+    assert_eq!(answers.failures, [""; 0], "{answers:?}");
+    assert!(answers.good > 20, "{answers:?}");
     Ok(())
 }
 

@@ -8,3 +8,4 @@ mod hanging;
 mod outages;
 mod restarts;
 mod starting;
+mod takeover;

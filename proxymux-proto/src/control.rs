@@ -47,6 +47,11 @@ pub const MAX_HELD_MASTERS: usize = 64;
 /// Far more than the pods of a node are ever watched through; windows of 256 KiB add up to 4 GiB.
 pub const MAX_STREAMS: u32 = 16 * 1024;
 
+/// The most bytes of padding in a ping or its answer.
+///
+/// More than the largest segment of any Ethernet, and small beside what waits for a peer anyway.
+pub const MAX_PADDING: u16 = 16 * 1024;
+
 /// The longest that one side keeps another away; a longer wish is cut to this.
 ///
 /// Without it one wrong number from a master would cost a fleet its sessions for weeks.
@@ -68,6 +73,17 @@ pub enum ControlMessage {
     Ping(u64),
     /// The answer to [`ControlMessage::Ping`].
     Pong(u64),
+    /// Either way: a ping that shows whether large segments pass. Older peers read it as
+    /// [`ControlMessage::Ping`].
+    PaddedPing(PaddedPing),
+    /// The answer to [`ControlMessage::PaddedPing`]. Older peers answer with
+    /// [`ControlMessage::Pong`].
+    PaddedPong {
+        /// The ping's number.
+        number: u64,
+        /// How many bytes of padding there are, as the ping asked: 1 to [`MAX_PADDING`].
+        padding: u16,
+    },
     /// Either way: expect no new streams, let the open ones finish.
     Drain(Drain),
     /// Either way: a relayed stream was given up, without waiting for credit on it.
@@ -114,6 +130,17 @@ pub struct Registration {
     /// [`Registered::master`]; no more than [`MAX_HELD_MASTERS`]. A master that finds itself here
     /// answers with [`EndCode::AlreadyConnected`] and leaves the session alone that stands.
     pub held_masters: Vec<InstanceId>,
+}
+
+/// A ping, at least one direction of which is padded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PaddedPing {
+    /// Means nothing to the other side, which sends it back.
+    pub number: u64,
+    /// How many bytes of padding it brings, up to [`MAX_PADDING`].
+    pub padding: u16,
+    /// How many bytes of padding its answer is to bring, up to [`MAX_PADDING`].
+    pub answer: u16,
 }
 
 /// Targets that an agent dials besides its kubelet.
@@ -235,6 +262,8 @@ impl ControlMessage {
             Self::End(_) => "End",
             Self::Ping(_) => "Ping",
             Self::Pong(_) => "Pong",
+            Self::PaddedPing(_) => "PaddedPing",
+            Self::PaddedPong { .. } => "PaddedPong",
             Self::Drain(_) => "Drain",
             Self::Abort { .. } => "Abort",
             Self::Unknown => "Unknown",

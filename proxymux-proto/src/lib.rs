@@ -21,8 +21,8 @@ mod text;
 pub use chunk::{AbortCode, Chunk, ChunkDecoder, ChunkError, ChunkHeader, MAX_CHUNK_LEN};
 pub use control::{
     AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, MAX_ADDRESSES,
-    MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_RETRY_AFTER, MAX_STREAMS,
-    Registered, Registration, SessionEnd,
+    MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_PADDING, MAX_RETRY_AFTER,
+    MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
 };
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_LEN, encode_frame};
 pub use id::{InstanceId, InstanceIdError};

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 
 use super::{
     AddressRefusal, Addresses, AllowedRange, ControlMessage as Checked, Drain, EndCode,
-    MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_RETRY_AFTER,
-    MAX_STREAMS, Registered, Registration, SessionEnd,
+    MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_PADDING,
+    MAX_RETRY_AFTER, MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
 };
 use crate::{
     AbortCode, DecodeError, MAX_REASON_LEN, NodeName, TargetAddr, field::Field, printable,
@@ -25,6 +25,10 @@ use crate::{
 pub(super) struct ControlMessage {
     #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     body: Option<Body>,
+    #[prost(bytes = "vec", tag = "16")]
+    padding: Vec<u8>,
+    #[prost(uint32, tag = "17")]
+    answer_padding: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -150,6 +154,12 @@ impl From<&Checked> for ControlMessage {
             Checked::End(m) => Some(Body::End(m.into())),
             Checked::Ping(number) => Some(Body::Ping(*number)),
             Checked::Pong(number) => Some(Body::Pong(*number)),
+            Checked::PaddedPing(m) => {
+                return Self::padded(Body::Ping(m.number), m.padding, m.answer);
+            }
+            Checked::PaddedPong { number, padding } => {
+                return Self::padded(Body::Pong(*number), *padding, 0);
+            }
             Checked::Drain(m) => Some(Body::Drain(DrainMsg {
                 deadline_ms: millis(m.deadline),
                 reason: shown(&m.reason),
@@ -160,7 +170,40 @@ impl From<&Checked> for ControlMessage {
             })),
             Checked::Unknown => None,
         };
-        Self { body }
+        Self {
+            body,
+            ..Self::default()
+        }
+    }
+}
+
+impl ControlMessage {
+    fn padded(body: Body, padding: u16, answer: u16) -> Self {
+        Self {
+            body: Some(body),
+            padding: vec![0; usize::from(padding)],
+            answer_padding: u32::from(answer),
+        }
+    }
+
+    /// The padding that is there, and that which is asked for.
+    fn paddings(&self) -> Result<(u16, u16), DecodeError> {
+        let within = |field, len| {
+            let padding = u16::try_from(len).ok().filter(|len| *len <= MAX_PADDING);
+            let at = Field {
+                message: "ControlMessage",
+                field,
+            };
+            padding
+                .ok_or_else(|| at.bad(format_args!("{len} bytes, expected at most {MAX_PADDING}")))
+        };
+        Ok((
+            within("padding", self.padding.len())?,
+            within(
+                "answer_padding",
+                usize::try_from(self.answer_padding).unwrap_or(usize::MAX),
+            )?,
+        ))
     }
 }
 
@@ -168,14 +211,21 @@ impl TryFrom<ControlMessage> for Checked {
     type Error = DecodeError;
 
     fn try_from(message: ControlMessage) -> Result<Self, DecodeError> {
+        let (padding, answer) = message.paddings()?;
         Ok(match message.body {
             None => Self::Unknown,
             Some(Body::Register(m)) => Self::Register(m.try_into()?),
             Some(Body::Registered(m)) => Self::Registered(m.try_into()?),
             Some(Body::Addresses(m)) => Self::Addresses(m.try_into()?),
             Some(Body::End(m)) => Self::End(m.into()),
-            Some(Body::Ping(number)) => Self::Ping(number),
-            Some(Body::Pong(number)) => Self::Pong(number),
+            Some(Body::Ping(number)) if padding == 0 && answer == 0 => Self::Ping(number),
+            Some(Body::Ping(number)) => Self::PaddedPing(PaddedPing {
+                number,
+                padding,
+                answer,
+            }),
+            Some(Body::Pong(number)) if padding == 0 => Self::Pong(number),
+            Some(Body::Pong(number)) => Self::PaddedPong { number, padding },
             Some(Body::Drain(m)) => Self::Drain(Drain {
                 deadline: from_millis(m.deadline_ms),
                 reason: shown(&m.reason),

@@ -12,9 +12,9 @@ use ipnet::IpNet;
 use proptest::{collection, option, prelude::*};
 use proxymux_proto::{
     AbortCode, AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, Host,
-    InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_LABELS, MAX_RETRY_AFTER, MAX_STREAMS,
-    NodeName, OpenAnswer, OpenRequest, RefuseCode, Registered, Registration, SessionEnd,
-    TargetAddr,
+    InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_LABELS, MAX_PADDING, MAX_RETRY_AFTER,
+    MAX_STREAMS, NodeName, OpenAnswer, OpenRequest, PaddedPing, RefuseCode, Registered,
+    Registration, SessionEnd, TargetAddr,
 };
 
 pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
@@ -25,6 +25,15 @@ pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
         session_end().prop_map(ControlMessage::End),
         any::<u64>().prop_map(ControlMessage::Ping),
         any::<u64>().prop_map(ControlMessage::Pong),
+        (any::<u64>(), 0..=MAX_PADDING, 1..=MAX_PADDING).prop_map(|(number, padding, answer)| {
+            ControlMessage::PaddedPing(PaddedPing {
+                number,
+                padding,
+                answer,
+            })
+        }),
+        (any::<u64>(), 1..=MAX_PADDING)
+            .prop_map(|(number, padding)| ControlMessage::PaddedPong { number, padding }),
         drain().prop_map(ControlMessage::Drain),
         (any::<u32>(), abort_code())
             .prop_map(|(stream, code)| ControlMessage::Abort { stream, code }),

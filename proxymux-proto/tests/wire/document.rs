@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use proxymux_proto::{
     AbortCode, ChunkHeader, ControlMessage, DEFAULT_SESSION_PORT, MAX_ADDRESSES,
     MAX_ALLOWED_RANGES, MAX_CHUNK_LEN, MAX_FRAME_LEN, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS,
-    MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, OpenAnswer, PROTOCOL_VERSION,
+    MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, OpenAnswer, PROTOCOL_VERSION,
 };
 
 use crate::raw::{self, RawMessage};
@@ -114,6 +114,10 @@ fn the_documents_limits_are_the_limits() {
         ("`labels` in Register", MAX_LABELS.to_string()),
         ("`held_masters` in Register", MAX_HELD_MASTERS.to_string()),
         ("`max_streams` in Registered", grouped(MAX_STREAMS as usize)),
+        (
+            "`padding` and `answer_padding`",
+            format!("{} bytes", grouped(usize::from(MAX_PADDING))),
+        ),
         (
             "`retry_after_ms` in End",
             format!("{} s", MAX_RETRY_AFTER.as_secs()),

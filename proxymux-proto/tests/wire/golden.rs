@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proxymux_proto::{
     AbortCode, AddressRefusal, Addresses, AllowedRange, Chunk, ChunkDecoder, ChunkHeader,
-    ControlMessage, Drain, EndCode, InstanceId, NodeName, OpenAnswer, OpenRequest, RefuseCode,
-    Registered, Registration, SessionEnd,
+    ControlMessage, Drain, EndCode, InstanceId, NodeName, OpenAnswer, OpenRequest, PaddedPing,
+    RefuseCode, Registered, Registration, SessionEnd,
 };
 
 use crate::{document, raw::content};
@@ -127,6 +127,21 @@ fn values() -> Vec<(&'static str, Value)> {
         (
             "pong",
             Value::Control(ControlMessage::Pong(0x0102_0304_0506_0708)),
+        ),
+        (
+            "padded-ping",
+            Value::Control(ControlMessage::PaddedPing(PaddedPing {
+                number: 1,
+                padding: 3,
+                answer: 4,
+            })),
+        ),
+        (
+            "padded-pong",
+            Value::Control(ControlMessage::PaddedPong {
+                number: 1,
+                padding: 4,
+            }),
         ),
         (
             "drain",

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use proxymux_proto::{
     AddressRefusal, Addresses, AllowedRange, ControlMessage, DecodeError, Drain, EndCode,
     InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FRAME_LEN, MAX_HELD_MASTERS, MAX_ID_LEN,
-    MAX_LABELS, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, NodeName, OpenAnswer, OpenRequest,
-    RefuseCode, Registered, Registration, SessionEnd,
+    MAX_LABELS, MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, NodeName, OpenAnswer,
+    OpenRequest, RefuseCode, Registered, Registration, SessionEnd,
 };
 
 use crate::raw::{self, RawMessage, content};
@@ -100,6 +100,20 @@ fn the_largest_messages_within_the_limits_fit_a_frame_twice() {
             frame.len()
         );
         assert_eq!(ControlMessage::decode(&content(&frame)).unwrap(), message);
+    }
+}
+
+#[test]
+fn padding_beyond_the_limit_is_refused() {
+    let beyond = usize::from(MAX_PADDING) + 1;
+    let sent = RawMessage::default().bytes(16, &vec![0; beyond]);
+    let asked = RawMessage::default().uint(17, beyond as u64);
+    for (message, field) in [(sent, "padding"), (asked, "answer_padding")] {
+        let seen = ControlMessage::decode(&message.into_bytes()).unwrap_err();
+        assert_eq!(
+            seen.to_string(),
+            format!("message `ControlMessage`: `{field}`: 16385 bytes, expected at most 16384")
+        );
     }
 }
 

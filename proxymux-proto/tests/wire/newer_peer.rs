@@ -81,6 +81,27 @@ fn unknown_fields_in_the_messages_of_an_opening_are_skipped() {
 }
 
 #[test]
+fn padding_changes_no_message_but_pings_and_their_answers() {
+    let padded = |tag, body| {
+        RawMessage::default()
+            .message(tag, body)
+            .bytes(16, &[0; 9])
+            .uint(17, 9)
+            .into_bytes()
+    };
+    let end = || RawMessage::default().uint(1, 5).text(2, "busy");
+
+    assert_eq!(
+        ControlMessage::decode(&padded(1, raw::register())).unwrap(),
+        ControlMessage::decode(&raw::control(1, raw::register())).unwrap()
+    );
+    assert_eq!(
+        ControlMessage::decode(&padded(4, end())).unwrap(),
+        ControlMessage::decode(&raw::control(4, end())).unwrap()
+    );
+}
+
+#[test]
 fn unknown_message_types_are_recognised_as_such() {
     let control = raw::control(9, RawMessage::default().text(1, "something new"));
     let answer = RawMessage::default()

@@ -109,10 +109,11 @@ pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
     match error {
         E::Waiting(_) | E::Certificates(_) | E::Blocking(_) => "certificates",
         E::Bind { .. } | E::Connect(_) | E::ConnectTimedOut(_) | E::Socket(_) => "connect",
-        E::Tls(_) | E::TlsAfterwards(_) => "tls",
+        E::Tls(_) | E::TlsAfterwards(_) | E::HandshakeUnanswered { .. } => "tls",
         E::Over(_) | E::Open(_) | E::Send(_) | E::Unexpected(_) | E::NotAnswered(_) => {
             "registration"
         }
+        E::LargeLost { .. } => SEGMENTS,
         E::Rejected(end) => end.code.as_str(),
         E::Version { .. } => EndCode::Version.as_str(),
     }
@@ -121,7 +122,17 @@ pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
 /// The word for a session that is replaced because this agent has another certificate.
 pub(crate) const RENEWED: &str = "renewed";
 
-const FAILURES: &[&str] = &["certificates", "connect", "tls", "registration", RENEWED];
+const FAILURES: &[&str] = &[
+    "certificates",
+    "connect",
+    "tls",
+    "registration",
+    RENEWED,
+    SEGMENTS,
+];
+
+/// The word for large segments that are lost, or are tried again.
+pub(crate) const SEGMENTS: &str = "segments";
 
 /// The word for a request that the master took back.
 pub(crate) const CANCELLED: &str = "cancelled";

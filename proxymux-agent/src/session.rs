@@ -7,11 +7,15 @@
 //! A master that cannot be reached is logged when that begins and when its reason changes, not
 //! once per attempt.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use proxymux_proto::{EndCode, InstanceId, SessionEnd};
 use proxymux_transport::telemetry::{chain, millis};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{backoff::Backoff, establish::EstablishError};
@@ -19,6 +23,7 @@ use self::{
     backoff::{Unnoticed, up_to},
     establish::{Established, establish},
     run::{Session, log_addresses},
+    segments::{Loss, News, SMALL, SegmentMemory, Segments},
 };
 use crate::{
     agent::Agent,
@@ -30,6 +35,7 @@ use crate::{
 mod backoff;
 mod establish;
 mod run;
+mod segments;
 mod serve;
 
 /// Keeps a session with the master at one address.
@@ -38,6 +44,7 @@ pub(crate) struct Worker {
     agent: Arc<Agent>,
     server: ServerAddr,
     at: SocketAddr,
+    path: Arc<Path>,
     /// Only dials while fewer than so many different masters are held.
     only_below: usize,
     /// Cancelled when the address is no longer one of the master's.
@@ -50,6 +57,13 @@ pub(crate) struct Worker {
     succeed: Option<oneshot::Sender<InstanceId>>,
     /// What this worker is doing.
     row: Row,
+}
+
+/// The way to one master's address, and what is known of it from session to session.
+#[derive(Debug)]
+struct Path {
+    master: SocketAddr,
+    memory: Mutex<SegmentMemory>,
 }
 
 /// A session that no longer takes new streams, so that the worker may go on.
@@ -85,6 +99,10 @@ impl Worker {
             agent,
             server,
             at,
+            path: Arc::new(Path {
+                master: at,
+                memory: Mutex::default(),
+            }),
             only_below,
             retired,
             sessions: TaskTracker::new(),
@@ -115,8 +133,11 @@ impl Worker {
             self.agent.masters.fewer_than(self.only_below).await;
             self.row.set(State::Dialling);
             let mut changes = self.agent.masters.changes();
-            let pause = match establish(&self.agent, &self.server, self.at).await {
+            let segments = self.path.next();
+            let established = establish(&self.agent, &self.server, self.at, segments).await;
+            let pause = match established {
                 Ok(established) => {
+                    self.path.stands(established.segments);
                     let released = self.run_session(established).await;
                     self.agent.metrics.reconnects.get(released.reason).inc();
                     if released.lived >= SETTLED {
@@ -128,9 +149,10 @@ impl Worker {
                     pause
                 }
                 Err(error) => {
+                    self.path.failed(segments, error.loss());
                     let reconnects = &self.agent.metrics.reconnects;
                     reconnects.get(failure_word(&error)).inc();
-                    let pause = self.length_of(pause_after(&error));
+                    let pause = self.length_of(pause_after(&error, segments));
                     self.report(&error, pause);
                     self.row.failed(chain(&error), pause);
                     if is_already_connected(&error) && self.has_enough_masters() {
@@ -161,8 +183,8 @@ impl Worker {
             // One that has ended needs no word.
             let _ = predecessor.send(established.registered.master);
         }
-        let (agent, row) = (Arc::clone(&self.agent), &self.row);
-        let session = Session::new(agent, self.at, established, release, successor, row);
+        let (agent, path, row) = (Arc::clone(&self.agent), Arc::clone(&self.path), &self.row);
+        let session = Session::new(agent, path, established, release, successor, row);
         self.sessions.spawn(session.run());
         // A session's task that panicked has released nothing: dial again.
         released.await.unwrap_or(Released {
@@ -235,11 +257,58 @@ impl Worker {
     }
 }
 
+impl Path {
+    fn next(&self) -> Segments {
+        self.lock().next(Instant::now())
+    }
+
+    fn large_again(&self) -> Option<Instant> {
+        self.lock().small_until()
+    }
+
+    fn stands(&self, segments: Segments) {
+        let news = self.lock().stands(segments, Instant::now());
+        self.report(news);
+    }
+
+    fn failed(&self, segments: Segments, loss: Option<Loss>) {
+        self.lock().failed(segments, loss);
+    }
+
+    fn stalled(&self, loss: Loss) {
+        self.lock().stalled(loss);
+    }
+
+    fn moves(&self) {
+        let news = self.lock().moves();
+        self.report(news);
+    }
+
+    fn report(&self, news: Option<News>) {
+        let (master, largest) = (self.master, SMALL);
+        match news {
+            None => {}
+            Some(News::Lost(direction)) => tracing::warn!(
+                %master, %direction, largest, fix = FIX,
+                "large packets are lost on the way, session has small segments"
+            ),
+            Some(News::StillLost(direction)) => tracing::info!(
+                %master, %direction, largest, fix = FIX, "large packets are still lost on the way"
+            ),
+            Some(News::Pass) => tracing::info!(%master, "large packets pass again"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SegmentMemory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn is_already_connected(error: &EstablishError) -> bool {
     matches!(error, EstablishError::Rejected(end) if end.code == EndCode::AlreadyConnected)
 }
 
-fn pause_after(error: &EstablishError) -> Pause {
+fn pause_after(error: &EstablishError, segments: Segments) -> Pause {
     match error {
         // Looking at files again disturbs nobody.
         EstablishError::Waiting(_) | EstablishError::Certificates(_) => Pause::Asked(LOOK_AGAIN),
@@ -247,17 +316,29 @@ fn pause_after(error: &EstablishError) -> Pause {
             retry_after: Some(pause),
             ..
         }) => Pause::Asked(*pause),
+        // However long the backoff has become: small ones may do at once.
+        error if error.loss().is_some() && segments == Segments::Large => {
+            Pause::Asked(TRY_SMALL_AFTER)
+        }
         other => other
             .unnoticed()
             .map_or(Pause::Backoff, Pause::UntilAnswered),
     }
 }
 
+/// What an operator can do about a path that loses large packets without a word.
+const FIX: &str = "on the way, let ICMP `fragmentation needed` (type 3 code 4) and ICMPv6 `packet \
+                   too big` (type 2) through; or give this node's interface the MTU of the path";
+
 /// A session that lasted so long was no part of a series of failures.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long an address is taken to lead to a master that another address leads to as well.
 const FORGET_KNOWN: Duration = Duration::from_secs(300);
+
+/// How soon small segments are tried where large ones may have been lost. A fleet that did not get
+/// its handshakes through in time does so once more each, and then backs off.
+const TRY_SMALL_AFTER: Duration = Duration::from_millis(250);
 
 /// How often a file that is not there yet is looked for, at least.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);

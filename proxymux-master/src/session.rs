@@ -309,6 +309,8 @@ impl Session {
             Event::WornOut => {
                 return self.drain("the session has used up its stream ids, open another");
             }
+            // Only the agent can do something about segments: it is the one that dials.
+            Event::Segments(_) => {}
             Event::Message(ControlMessage::Drain(drain)) => {
                 tracing::info!(%node, %peer, reason = drain.reason, "agent drains its session");
                 self.closed_to_new.get_or_insert_with(Instant::now);

@@ -255,7 +255,7 @@ impl Agent {
             match self.core.next().await {
                 Event::Message(message) => return message,
                 Event::Over(over) => panic!("session is over: {over}"),
-                Event::Pong(_) | Event::WornOut => {}
+                Event::Pong(_) | Event::WornOut | Event::Segments(_) => {}
             }
         }
     }
@@ -266,7 +266,7 @@ impl Agent {
             match self.core.next().await {
                 Event::Over(over) => return over,
                 Event::Message(message) => panic!("another message: {message:?}"),
-                Event::Pong(_) | Event::WornOut => {}
+                Event::Pong(_) | Event::WornOut | Event::Segments(_) => {}
             }
         }
     }

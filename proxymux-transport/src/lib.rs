@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod mux;
 pub mod relay;
 pub mod reload;
+pub mod segments;
 pub mod session;
 pub mod shutdown;
 pub mod socket;

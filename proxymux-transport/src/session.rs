@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use proxymux_proto::{ControlMessage, Drain, EndCode, SessionEnd};
+use proxymux_proto::{ControlMessage, Drain, EndCode, MAX_PADDING, PaddedPing, SessionEnd};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinHandle,
@@ -17,7 +17,8 @@ use crate::{
     control::{ControlError, ControlStream},
     liveness::{Liveness, TICK, Verdict},
     mux::{Driver, Mux, SessionFault},
-    socket::SessionSocket,
+    segments::{Look, SegmentWatch, Sign},
+    socket::{SessionSocket, TcpSegments},
     stream::StreamError,
     telemetry::chain,
 };
@@ -32,6 +33,7 @@ pub struct SessionCore {
     liveness: Liveness,
     ticks: Interval,
     socket: SessionSocket,
+    watch: Option<SegmentWatch>,
     driver: JoinHandle<SessionFault>,
 }
 
@@ -44,6 +46,9 @@ pub enum Event {
     Pong(Duration),
     /// The session has used up most of its stream ids.
     WornOut,
+    /// Whether large segments pass has changed, as far as can be seen; only after
+    /// [`SessionCore::watch_segments`].
+    Segments(Sign),
     /// The session is over.
     Over(SessionOver),
 }
@@ -87,6 +92,7 @@ impl SessionCore {
             liveness: Liveness::new(Instant::now()),
             ticks,
             socket,
+            watch: None,
             driver,
         }
     }
@@ -129,6 +135,41 @@ impl SessionCore {
     pub fn ping(&mut self) -> Result<(), ControlError> {
         let number = self.liveness.ping(Instant::now());
         self.send(&ControlMessage::Ping(number))
+    }
+
+    /// Queues a ping that fills the largest segment that our kernel sends, and asks for an answer
+    /// that fills the largest one it takes; the answer is an [`Event::Pong`].
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionCore::send`].
+    pub fn padded_ping(&mut self, segments: TcpSegments) -> Result<(), ControlError> {
+        let padding = |len: u32| {
+            u16::try_from(len)
+                .unwrap_or(MAX_PADDING)
+                .clamp(1, MAX_PADDING)
+        };
+        let ping = PaddedPing {
+            number: self.liveness.ping(Instant::now()),
+            padding: padding(segments.largest_sent),
+            answer: padding(segments.largest_taken),
+        };
+        self.send(&ControlMessage::PaddedPing(ping))
+    }
+
+    /// What the kernel says of the connection's segments; `None` where it does not.
+    #[must_use]
+    pub fn segments(&self) -> Option<TcpSegments> {
+        self.socket.segments()
+    }
+
+    /// Begins to look for the signs of a path that loses large segments.
+    ///
+    /// Nothing is seen where the kernel does not say enough.
+    pub fn watch_segments(&mut self) {
+        self.watch = self
+            .look()
+            .map(|look| SegmentWatch::new(Instant::now(), look));
     }
 
     /// Queues the wish that nothing new be opened.
@@ -206,7 +247,8 @@ impl SessionCore {
     fn take_in(&mut self, message: ControlMessage) -> Result<Option<Event>, ControlError> {
         match message {
             ControlMessage::Ping(number) => self.send(&ControlMessage::Pong(number))?,
-            ControlMessage::Pong(number) => {
+            ControlMessage::PaddedPing(ping) => self.send(&answer_to(ping))?,
+            ControlMessage::Pong(number) | ControlMessage::PaddedPong { number, .. } => {
                 return Ok(self.liveness.pong(number, Instant::now()).map(Event::Pong));
             }
             ControlMessage::Abort { stream, code } => self.mux.abort_received(stream, code),
@@ -222,10 +264,22 @@ impl SessionCore {
             .liveness
             .tick(Instant::now(), self.mux.bytes_received(), progress)
         {
-            Verdict::Alive => Ok(None),
-            Verdict::Ping(number) => self.send(&ControlMessage::Ping(number)).map(|()| None),
-            Verdict::Dead(silent) => Ok(Some(Event::Over(SessionOver::Silent(silent)))),
+            Verdict::Alive => {}
+            Verdict::Ping(number) => self.send(&ControlMessage::Ping(number))?,
+            Verdict::Dead(silent) => return Ok(Some(Event::Over(SessionOver::Silent(silent)))),
         }
+        let look = self.look();
+        let sign = self.watch.as_mut().zip(look);
+        let sign = sign.and_then(|(watch, look)| watch.tick(Instant::now(), look));
+        Ok(sign.map(Event::Segments))
+    }
+
+    fn look(&self) -> Option<Look> {
+        Some(Look {
+            received: self.mux.bytes_received(),
+            progress: self.socket.progress()?,
+            segments: self.socket.segments()?,
+        })
     }
 
     async fn explain(&mut self, error: ControlError) -> SessionOver {
@@ -252,6 +306,20 @@ impl Drop for SessionCore {
     fn drop(&mut self) {
         self.socket.shut_down();
         self.driver.abort();
+    }
+}
+
+/// As much padding as was asked for; the decoder has seen to it that it is within the limit.
+fn answer_to(ping: PaddedPing) -> ControlMessage {
+    match ping {
+        PaddedPing {
+            number, answer: 0, ..
+        } => ControlMessage::Pong(number),
+        PaddedPing {
+            number,
+            answer: padding,
+            ..
+        } => ControlMessage::PaddedPong { number, padding },
     }
 }
 

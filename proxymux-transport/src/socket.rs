@@ -61,6 +61,20 @@ fn set_retransmission_max(socket: &impl AsFd, max: Duration) -> io::Result<()> {
     }
 }
 
+/// Bounds the segments of a TCP connection that is yet to be made, in both directions: what we
+/// announce to the peer, and what we send ourselves.
+///
+/// The kernel looks at the option while it connects, and never again: on a connection that stands
+/// it changes nothing (tried with Linux 6.18; `tcp_connect_init` and `tcp_mtu_to_mss`). The bound
+/// is without TCP's options, as an MTU is counted: 12 bytes of it go to the timestamps.
+///
+/// # Errors
+///
+/// When the kernel refuses the option.
+pub fn limit_segments(socket: &impl AsFd, largest: u16) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_mss(u32::from(largest))
+}
+
 /// Sets up a TCP connection that is relayed.
 ///
 /// Keep-alive finds a peer that went without a word. `TCP_USER_TIMEOUT` is not set: it would end
@@ -132,30 +146,79 @@ pub struct TcpProgress {
     pub outstanding: bool,
 }
 
+/// What the kernel knows of a TCP connection's segments.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TcpSegments {
+    /// The most bytes that it sends in one segment.
+    pub largest_sent: u32,
+    /// The most bytes that it has told its peer to send in one.
+    pub largest_taken: u32,
+    /// How often in a row a segment was sent again by its timer, in vain.
+    pub timeouts: u8,
+    /// Bytes that have arrived, none missing before them.
+    pub received: u64,
+}
+
 /// Asks the kernel how far a TCP connection has got; `None` where it does not say (before
 /// Linux 4.6, or no TCP socket).
 #[must_use]
 pub fn tcp_progress(socket: &impl AsFd) -> Option<TcpProgress> {
-    let mut info = [0_u8; TCP_INFO_SIZE];
-    let mut len = libc::socklen_t::try_from(info.len()).ok()?;
-    #[expect(unsafe_code, reason = "TCP_INFO has no safe wrapper")]
-    // SAFETY: the descriptor is open for the call's length, being borrowed; `info` is valid for
-    // writes of `len` bytes, and the kernel writes no more than that.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    let len = usize::try_from(len).ok().filter(|_| result == 0)?;
-    let info = info.get(..len)?;
-    let acked = u64::from_ne_bytes(*info.get(TCP_INFO_BYTES_ACKED..)?.first_chunk()?);
-    let word = |at: usize| Some(u32::from_ne_bytes(*info.get(at..)?.first_chunk()?));
-    let outstanding = word(TCP_INFO_UNACKED)? > 0 || word(TCP_INFO_NOTSENT_BYTES)? > 0;
+    let info = TcpInfo::of(socket)?;
+    let acked = u64::from_ne_bytes(info.bytes(TCP_INFO_BYTES_ACKED)?);
+    let outstanding = info.word(TCP_INFO_UNACKED)? > 0 || info.word(TCP_INFO_NOTSENT_BYTES)? > 0;
     Some(TcpProgress { acked, outstanding })
+}
+
+/// Asks the kernel about a TCP connection's segments; `None` for other sockets.
+#[must_use]
+pub fn tcp_segments(socket: &impl AsFd) -> Option<TcpSegments> {
+    let info = TcpInfo::of(socket)?;
+    let [timeouts] = info.bytes(TCP_INFO_RETRANSMITS)?;
+    Some(TcpSegments {
+        largest_sent: info.word(TCP_INFO_SND_MSS)?,
+        largest_taken: info.word(TCP_INFO_ADVMSS)?,
+        timeouts,
+        received: u64::from_ne_bytes(info.bytes(TCP_INFO_BYTES_RECEIVED)?),
+    })
+}
+
+/// The kernel's account of a TCP connection, as long as this kernel makes it.
+struct TcpInfo {
+    bytes: [u8; TCP_INFO_SIZE],
+    len: usize,
+}
+
+impl TcpInfo {
+    fn of(socket: &impl AsFd) -> Option<Self> {
+        let mut bytes = [0_u8; TCP_INFO_SIZE];
+        let mut len = libc::socklen_t::try_from(bytes.len()).ok()?;
+        #[expect(unsafe_code, reason = "TCP_INFO has no safe wrapper")]
+        // SAFETY: the descriptor is open for the call's length, being borrowed; `bytes` is valid
+        // for writes of `len` bytes, and the kernel writes no more than that.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                bytes.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        let len = usize::try_from(len).ok().filter(|_| result == 0)?;
+        Some(Self { bytes, len })
+    }
+
+    fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.bytes
+            .get(..self.len)?
+            .get(at..)?
+            .first_chunk()
+            .copied()
+    }
+
+    fn word(&self, at: usize) -> Option<u32> {
+        self.bytes(at).map(u32::from_ne_bytes)
+    }
 }
 
 /// Sends bytes, and with the first of them descriptors, which the receiver gets as its own.
@@ -245,6 +308,12 @@ impl SessionSocket {
         tcp_progress(&self.0)
     }
 
+    /// What the kernel says of the connection's segments.
+    #[must_use]
+    pub fn segments(&self) -> Option<TcpSegments> {
+        tcp_segments(&self.0)
+    }
+
     /// Waits for the peer's end of a connection whose own end has been sent, and throws away what
     /// still comes.
     ///
@@ -289,16 +358,24 @@ const CMSG_HEADER: usize = 32;
 const SCRAP_LEN: usize = 4 * 1024;
 
 /// Places in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end: after
-/// 8 bytes of flags come 24 words, of which `tcpi_unacked` is the fifth, then two 64-bit pacing
-/// rates, `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
+/// 8 bytes, of which the third is `tcpi_retransmits`, come 24 words, of which `tcpi_snd_mss` is the
+/// third, `tcpi_unacked` the fifth and `tcpi_advmss` the twentieth; then two 64-bit pacing rates,
+/// `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
+const TCP_INFO_RETRANSMITS: usize = 2;
+const TCP_INFO_SND_MSS: usize = 16;
 const TCP_INFO_UNACKED: usize = 24;
+const TCP_INFO_ADVMSS: usize = 84;
 const TCP_INFO_BYTES_ACKED: usize = 120;
+const TCP_INFO_BYTES_RECEIVED: usize = 128;
 const TCP_INFO_NOTSENT_BYTES: usize = 144;
 const TCP_INFO_SIZE: usize = 256;
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpSocket},
+    };
 
     use super::*;
 
@@ -392,6 +469,31 @@ mod tests {
         let ((), told) = tokio::join!(session.linger(), told);
 
         assert_eq!(told.unwrap(), "the reason");
+    }
+
+    #[tokio::test]
+    async fn a_bound_set_before_connecting_holds_in_both_directions() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        limit_segments(&socket, 1220).unwrap();
+
+        let near = socket.connect(listener.local_addr().unwrap()).await;
+        let near = tcp_segments(&near.unwrap()).unwrap();
+        let far = tcp_segments(&listener.accept().await.unwrap().0).unwrap();
+
+        // The difference are TCP's timestamps.
+        for largest in [near.largest_sent, near.largest_taken, far.largest_sent] {
+            assert!((1200..=1220).contains(&largest), "{near:?} {far:?}");
+        }
+        assert_eq!((near.timeouts, near.received), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_bound_set_later_changes_nothing() {
+        let (near, _far) = pair().await;
+        let before = tcp_segments(&near).unwrap();
+        limit_segments(&near, 1220).unwrap();
+        assert_eq!(tcp_segments(&near).unwrap(), before);
     }
 
     #[tokio::test]

@@ -21,7 +21,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::backoff::Unnoticed;
+use super::{
+    backoff::Unnoticed,
+    segments::{Loss, SMALL, Segments},
+};
 use crate::{agent::Agent, certificates::CertificatesError, config::ServerAddr};
 
 /// A session that the master has accepted.
@@ -31,6 +34,7 @@ pub(crate) struct Established {
     pub(crate) incoming: Incoming,
     pub(crate) registered: Registered,
     pub(crate) local: SocketAddr,
+    pub(super) segments: Segments,
     /// Whether the master is still to be believed.
     pub(crate) trust: PeerTrust,
     /// The certificate that was shown to it.
@@ -67,8 +71,20 @@ pub(crate) enum EstablishError {
     TlsAfterwards(#[source] TlsFault),
     #[error("session ended before it was accepted")]
     Over(#[source] SessionOver),
+    #[error("master did not answer the TLS handshake within {} s", .after.as_secs())]
+    HandshakeUnanswered { direction: Loss, after: Duration },
     #[error("cannot open the control stream")]
     Open(#[source] OpenError),
+    #[error(
+        "a ping that fills a segment ({sent} bytes) or its answer ({asked} bytes) was lost \
+         {direction} for {} s", .after.as_secs()
+    )]
+    LargeLost {
+        sent: u32,
+        asked: u32,
+        direction: Loss,
+        after: Duration,
+    },
     #[error("cannot send the registration")]
     Send(#[source] ControlError),
     #[error("master refused the registration ({}): {}", .0.code.as_str(), .0.message)]
@@ -97,14 +113,26 @@ impl EstablishError {
             | Self::Blocking(_)
             | Self::Socket(_)
             | Self::Tls(_)
+            | Self::HandshakeUnanswered { .. }
             | Self::TlsAfterwards(_)
             | Self::Over(_)
             | Self::Open(_)
+            | Self::LargeLost { .. }
             | Self::Send(_)
             | Self::Rejected(_)
             | Self::Version { .. }
             | Self::Unexpected(_)
             | Self::NotAnswered(_) => None,
+        }
+    }
+
+    /// Where large segments may have been lost, if that can be the cause.
+    pub(super) fn loss(&self) -> Option<Loss> {
+        match self {
+            Self::LargeLost { direction, .. } => Some(*direction),
+            // The master's certificate is the first of what is large.
+            Self::HandshakeUnanswered { direction, .. } => Some(*direction),
+            _ => None,
         }
     }
 }
@@ -118,9 +146,10 @@ pub(crate) async fn establish(
     agent: &Agent,
     server: &ServerAddr,
     at: SocketAddr,
+    segments: Segments,
 ) -> Result<Established, EstablishError> {
     let InForce { credentials, roots } = &*certificates(agent).await?;
-    let connection = connect(agent, at).await?;
+    let connection = connect(agent, at, segments).await?;
     socket::prepare_session(&connection).map_err(EstablishError::Socket)?;
     let session_socket = SessionSocket::new(&connection).map_err(EstablishError::Socket)?;
     let local = connection.local_addr().map_err(EstablishError::Socket)?;
@@ -128,9 +157,15 @@ pub(crate) async fn establish(
     let config = tls::agent_config(credentials, roots);
     let name = agent.config.expected_name(server).clone();
     let deadline = Instant::now() + HANDSHAKE_LIMIT;
-    let secured = tls::connect(connection, config, name.clone(), deadline)
-        .await
-        .map_err(EstablishError::Tls)?;
+    let secured = tokio::select! {
+        secured = tls::connect(connection, config, name.clone(), deadline) => {
+            secured.map_err(EstablishError::Tls)?
+        }
+        direction = unanswered(&session_socket) => {
+            let after = ANSWER_LIMIT;
+            return Err(EstablishError::HandshakeUnanswered { direction, after });
+        }
+    };
     let clock = agent.certificates.clock().clone();
     let trust = PeerTrust::of_master(secured.peer, name, roots, clock);
 
@@ -145,6 +180,7 @@ pub(crate) async fn establish(
     let driver = proxymux_transport::session::drive(driver);
     let control = mux.open().await.map_err(EstablishError::Open)?;
     let mut core = SessionCore::new(mux, ControlStream::new(control), session_socket, driver);
+    prove_segments(&mut core).await?;
     let register = ControlMessage::Register(agent.registration());
     core.send(&register).map_err(EstablishError::Send)?;
     let registered = tokio::time::timeout(REGISTRATION_LIMIT, answer(&mut core))
@@ -155,9 +191,49 @@ pub(crate) async fn establish(
         incoming,
         registered,
         local,
+        segments,
         trust,
         shown: credentials.content(),
         serial: credentials.info().serial.clone(),
+    })
+}
+
+/// Returns when the master's part of the handshake is overdue and not a byte of it has come.
+async fn unanswered(connection: &SessionSocket) -> Loss {
+    tokio::time::sleep(ANSWER_LIMIT).await;
+    match connection.segments() {
+        Some(segments) if segments.received == 0 => Loss::of_unanswered(segments),
+        // It goes on, or ends by its own limit.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Shows that the path carries segments as large as both kernels will send, before the master
+/// sends anybody's connection this way.
+///
+/// What is lost here has been sent at least five times by the end of the limit: the kernel sends
+/// again after 0.2, 0.6, 1.4 and 3 s.
+async fn prove_segments(core: &mut SessionCore) -> Result<(), EstablishError> {
+    let Some(segments) = core.segments() else {
+        return Ok(());
+    };
+    core.padded_ping(segments).map_err(EstablishError::Send)?;
+    let pong = async {
+        loop {
+            match core.next().await {
+                Event::Pong(_) => return Ok(()),
+                event => without_answer(event)?,
+            }
+        }
+    };
+    if let Ok(proven) = tokio::time::timeout(PROOF_LIMIT, pong).await {
+        return proven;
+    }
+    Err(EstablishError::LargeLost {
+        sent: segments.largest_sent,
+        asked: segments.largest_taken,
+        direction: Loss::of_unanswered(core.segments().unwrap_or(segments)),
+        after: PROOF_LIMIT,
     })
 }
 
@@ -171,11 +247,18 @@ async fn answer(core: &mut SessionCore) -> Result<Registered, EstablishError> {
                 }
                 return Ok(registered);
             }
-            Event::Message(ControlMessage::End(end)) => return Err(EstablishError::Rejected(end)),
-            Event::Message(other) => return Err(EstablishError::Unexpected(other.name())),
-            Event::Over(over) => return Err(explain(over)),
-            Event::Pong(_) | Event::WornOut => {}
+            event => without_answer(event)?,
         }
+    }
+}
+
+/// What may happen before the master has accepted the session.
+fn without_answer(event: Event) -> Result<(), EstablishError> {
+    match event {
+        Event::Message(ControlMessage::End(end)) => Err(EstablishError::Rejected(end)),
+        Event::Message(other) => Err(EstablishError::Unexpected(other.name())),
+        Event::Over(over) => Err(explain(over)),
+        Event::Pong(_) | Event::WornOut | Event::Segments(_) => Ok(()),
     }
 }
 
@@ -210,13 +293,20 @@ async fn certificates(agent: &Agent) -> Result<Arc<InForce>, EstablishError> {
     })
 }
 
-async fn connect(agent: &Agent, at: SocketAddr) -> Result<TcpStream, EstablishError> {
+async fn connect(
+    agent: &Agent,
+    at: SocketAddr,
+    segments: Segments,
+) -> Result<TcpStream, EstablishError> {
     let socket = if at.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     };
     let socket = socket.map_err(EstablishError::Socket)?;
+    if segments == Segments::Small {
+        socket::limit_segments(&socket, SMALL).map_err(EstablishError::Socket)?;
+    }
     // A master of the other family is reached from whatever address the kernel chooses.
     let from = agent
         .config
@@ -244,6 +334,13 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// A master lets a handshake wait for its turn for up to 10 s when a whole fleet returns, and then
 /// gives it 5 s; the rest is for the network.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Of these the first 10 are a master's that lets the handshake wait for its turn; then it answers
+/// at once, or closes the connection.
+const ANSWER_LIMIT: Duration = Duration::from_secs(11);
+
+/// Less than the 5 s that the master waits for the registration.
+const PROOF_LIMIT: Duration = Duration::from_secs(4);
 
 /// A master that is busy with a whole fleet's return says so rather than be silent.
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(10);

@@ -19,6 +19,7 @@ use proxymux_transport::{
     metrics::{DRAIN, end_word},
     mux::Incoming,
     reload::InForce,
+    segments::Sign,
     session::{Event, SessionCore, SessionOver},
     stream::MessageStream,
     telemetry::chain,
@@ -31,21 +32,24 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Pause, Released,
+    Path, Pause, Released,
     establish::Established,
+    segments::{Loss, Segments},
     serve::{StreamContext, serve},
 };
 use crate::{
     agent::Agent,
     board::{Row, SessionEntry, State},
     masters::HeldGuard,
-    metrics::RENEWED,
+    metrics::{RENEWED, SEGMENTS},
 };
 
 /// An established session.
 pub(super) struct Session {
     agent: Arc<Agent>,
     at: SocketAddr,
+    path: Arc<Path>,
+    segments: Segments,
     core: SessionCore,
     incoming: Incoming,
     /// There while the session takes new streams.
@@ -100,8 +104,8 @@ impl Session {
     /// A session that takes streams. `release` is told when it no longer does.
     pub(super) fn new(
         agent: Arc<Agent>,
-        at: SocketAddr,
-        established: Established,
+        path: Arc<Path>,
+        mut established: Established,
         release: oneshot::Sender<Released>,
         successor: oneshot::Receiver<InstanceId>,
         of: &Row,
@@ -118,9 +122,14 @@ impl Session {
             rtt: None,
             streams: streams.clone(),
         });
+        if established.segments == Segments::Large {
+            established.core.watch_segments();
+        }
         Self {
             agent,
-            at,
+            at: path.master,
+            path,
+            segments: established.segments,
             core: established.core,
             incoming: established.incoming,
             held: Some(held),
@@ -184,6 +193,7 @@ impl Session {
             // A session that drains or was replaced ends with its streams, trusted or not.
             let judged = !self.draining && !self.replaced;
             let next_check = self.trust.next_check();
+            let large_again = self.large_again();
             let ending = tokio::select! {
                 event = self.core.next() => match event {
                     Event::Over(over) => Some(Ending::Over(over)),
@@ -194,6 +204,10 @@ impl Session {
                     Event::Pong(rtt) => {
                         self.agent.metrics.sessions.round_trip(rtt);
                         self.row.round_trip(rtt);
+                        None
+                    }
+                    Event::Segments(sign) => {
+                        self.heed(sign);
                         None
                     }
                     Event::WornOut => None,
@@ -212,9 +226,39 @@ impl Session {
                 }
                 () = shutdown.force.cancelled() => Some(shutting_down("agent ends at once")),
                 () = sleep_until(finish_by), if finish_by.is_some() => self.out_of_time(),
+                () = sleep_until(large_again), if large_again.is_some() => {
+                    tracing::debug!(master = %self.at, "trying large segments again");
+                    self.release(Pause::Backoff, SEGMENTS);
+                    None
+                }
             };
             if let Some(ending) = ending {
                 return ending;
+            }
+        }
+    }
+
+    /// When this session, if it has small segments, makes room for one with large ones.
+    fn large_again(&self) -> Option<Instant> {
+        let is_current = self.release.is_some() && self.segments == Segments::Small;
+        self.path.large_again().filter(|_| is_current)
+    }
+
+    /// A session that seems to lose large segments makes room for one with small ones. The master
+    /// then sees to it that nothing new comes here, and ends this one if it does not answer.
+    fn heed(&mut self, sign: Sign) {
+        match sign {
+            Sign::Stalled(direction) => {
+                tracing::info!(
+                    master = %self.at, direction = %Loss::from(direction),
+                    "session stands still, trying one with small segments"
+                );
+                self.path.stalled(direction.into());
+                self.release(Pause::Backoff, SEGMENTS);
+            }
+            Sign::Moves => {
+                tracing::debug!(master = %self.at, "session moves again");
+                self.path.moves();
             }
         }
     }

@@ -74,7 +74,7 @@ pub(super) async fn registration(
                 Event::Message(ControlMessage::Register(registration)) => return Ok(registration),
                 Event::Message(other) => return Err(RegistrationError::Unexpected(other.name())),
                 Event::Over(over) => return Err(RegistrationError::Over(over)),
-                Event::Pong(_) | Event::WornOut => {}
+                Event::Pong(_) | Event::WornOut | Event::Segments(_) => {}
             }
         }
     };

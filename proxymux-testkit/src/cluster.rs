@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     apiserver::{ApiServer, FrontDoor},
     kubelet::{Kubelet, KubeletConfig},
-    netns::{Host, Reach, Running, Topology},
+    netns::{Host, Reach, Running, Topology, TopologyBuilder},
     pki::Pki,
     process::Daemon,
 };
@@ -46,9 +46,7 @@ pub struct Cluster {
 /// What a [`Cluster`] is to be like.
 #[derive(Clone, Debug)]
 pub struct ClusterBuilder {
-    masters: u8,
-    nodes: u8,
-    reach: Reach,
+    topology: TopologyBuilder,
     master_lines: String,
     agent_lines: String,
     log_format: &'static str,
@@ -60,9 +58,7 @@ pub struct ClusterBuilder {
 impl Default for ClusterBuilder {
     fn default() -> Self {
         Self {
-            masters: 1,
-            nodes: 1,
-            reach: Reach::default(),
+            topology: TopologyBuilder::default(),
             master_lines: String::new(),
             agent_lines: String::new(),
             log_format: "json",
@@ -76,19 +72,25 @@ impl Default for ClusterBuilder {
 impl ClusterBuilder {
     /// How many masters.
     pub fn masters(mut self, masters: u8) -> Self {
-        self.masters = masters;
+        self.topology = self.topology.masters(masters);
         self
     }
 
     /// How many nodes.
     pub fn nodes(mut self, nodes: u8) -> Self {
-        self.nodes = nodes;
+        self.topology = self.topology.nodes(nodes);
         self
     }
 
     /// Whether masters can dial nodes.
     pub fn reach(mut self, reach: Reach) -> Self {
-        self.reach = reach;
+        self.topology = self.topology.reach(reach);
+        self
+    }
+
+    /// Gives the masters' side an MTU of 9000, which the nodes' side has anyway.
+    pub fn jumbo(mut self) -> Self {
+        self.topology = self.topology.jumbo();
         self
     }
 
@@ -139,11 +141,7 @@ impl ClusterBuilder {
         // Asked here too, so that a test without daemons fails before it has made anything.
         program(AGENT)?;
         program(MASTER)?;
-        let topology = Topology::builder()
-            .masters(self.masters)
-            .nodes(self.nodes)
-            .reach(self.reach)
-            .build()?;
+        let topology = self.topology.build()?;
         let pki = match &self.dir {
             Some(dir) => Pki::new(dir)?,
             None => Pki::temporary()?,

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use self::plan::Plan;
+use self::plan::{JUMBO_MTU, MASTER_MTU, Plan};
 pub use self::{
     host::Host,
     plan::{MAX_MASTERS, MAX_NODES},
@@ -57,6 +57,15 @@ pub struct Topology {
     router: Host,
     nodes: Vec<Host>,
     keep: bool,
+}
+
+/// A direction across the router.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Towards {
+    /// From the nodes' side to the masters'.
+    Masters,
+    /// From the masters' side to the nodes'.
+    Nodes,
 }
 
 /// Whether new connections get from the masters' side to the nodes' side.
@@ -128,6 +137,41 @@ impl Topology {
     /// `nft` failed.
     pub fn set_reach(&self, reach: Reach) -> Result<()> {
         self.router.nft(&plan::reach_ruleset(reach))
+    }
+
+    /// Makes the router forward packets of at most `mtu` bytes this way, as if the next link were
+    /// narrower than its interface; larger ones are answered with ICMP, unless
+    /// [`Topology::say_too_big`] says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `ip` failed.
+    pub fn narrow(&self, towards: Towards, mtu: u16) -> Result<()> {
+        for route in plan::narrow_routes(towards, mtu) {
+            self.router
+                .ip(&route.split(' ').collect::<Vec<_>>())
+                .map(drop)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back [`Topology::narrow`].
+    ///
+    /// # Errors
+    ///
+    /// `ip` failed.
+    pub fn widen(&self, towards: Towards) -> Result<()> {
+        self.narrow(towards, JUMBO_MTU)
+    }
+
+    /// Whether the router says that a packet was too large for the next link. Many firewalls do
+    /// not: they drop all ICMP.
+    ///
+    /// # Errors
+    ///
+    /// `nft` failed.
+    pub fn say_too_big(&self, said: bool) -> Result<()> {
+        self.router.nft(&plan::too_big_ruleset(said))
     }
 
     /// Makes the router drop all that `host` sends or is sent, without any sign to either end:
@@ -224,6 +268,7 @@ pub struct TopologyBuilder {
     masters: u8,
     nodes: u8,
     reach: Reach,
+    master_mtu: u16,
 }
 
 impl TopologyBuilder {
@@ -245,6 +290,12 @@ impl TopologyBuilder {
         self
     }
 
+    /// Gives the masters' side links as wide as the nodes', with an MTU of 9000.
+    pub fn jumbo(mut self) -> Self {
+        self.master_mtu = JUMBO_MTU;
+        self
+    }
+
     /// Makes the namespaces and links.
     ///
     /// # Errors
@@ -255,6 +306,7 @@ impl TopologyBuilder {
             masters,
             nodes,
             reach,
+            master_mtu,
         } = self;
         ensure!(
             (1..=MAX_MASTERS).contains(&masters),
@@ -267,7 +319,7 @@ impl TopologyBuilder {
         if let Some(reason) = Topology::unavailable() {
             anyhow::bail!(reason);
         }
-        let plan = Plan::new(&unique_prefix(), masters, nodes);
+        let plan = Plan::new(&unique_prefix(), masters, nodes, master_mtu);
         sweep::remove_stale(&plan)?;
         // From here on the topology's own drop removes what a failing step leaves behind.
         let topology = Topology {
@@ -292,6 +344,7 @@ impl Default for TopologyBuilder {
             masters: 1,
             nodes: 1,
             reach: Reach::default(),
+            master_mtu: MASTER_MTU,
         }
     }
 }

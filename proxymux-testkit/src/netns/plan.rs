@@ -1,12 +1,12 @@
 //! Names, addresses and commands of a topology, as text; nothing here touches the system.
 //!
-//! The numbers are those of a real private subnet: jumbo frames on the node's own link, 1500
-//! beyond the router. One host on a side hangs on a plain veth; several share a bridge, which
+//! The numbers are those of a real private subnet: jumbo frames on the node's own link, by default
+//! 1500 beyond the router. One host on a side hangs on a plain veth; several share a bridge, which
 //! is what makes them neighbours of one subnet.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{Host, Reach};
+use super::{Host, Reach, Towards};
 
 /// The node side's subnet has room for this many: 10.0.10.10 to 10.0.10.99.
 pub const MAX_NODES: u8 = 90;
@@ -19,6 +19,7 @@ pub(super) struct Plan {
     pub(super) masters: Vec<HostPlan>,
     pub(super) router: HostPlan,
     pub(super) nodes: Vec<HostPlan>,
+    sides: [Side; 2],
 }
 
 /// One host: its namespace, what is on its interfaces, where it sends the rest.
@@ -44,24 +45,30 @@ pub(super) struct Interface {
 }
 
 impl Plan {
-    pub(super) fn new(prefix: &str, masters: u8, nodes: u8) -> Self {
+    /// `master_mtu` is that of the links on the masters' side.
+    pub(super) fn new(prefix: &str, masters: u8, nodes: u8, master_mtu: u16) -> Self {
+        let master_side = Side {
+            mtu: master_mtu,
+            ..MASTER_SIDE
+        };
         let router = HostPlan {
             name: "router".to_owned(),
             namespace: format!("{prefix}-router"),
             interfaces: vec![
-                MASTER_SIDE.router_interface(masters),
+                master_side.router_interface(masters),
                 NODE_SIDE.router_interface(nodes),
             ],
             forwards: true,
         };
         Self {
             masters: (0..masters)
-                .map(|index| MASTER_SIDE.host(prefix, index, masters))
+                .map(|index| master_side.host(prefix, index, masters))
                 .collect(),
             router,
             nodes: (0..nodes)
                 .map(|index| NODE_SIDE.host(prefix, index, nodes))
                 .collect(),
+            sides: [master_side, NODE_SIDE],
         }
     }
 
@@ -76,8 +83,8 @@ impl Plan {
             .hosts()
             .map(|host| format!("netns add {}", host.namespace))
             .collect();
-        let sides = [(&MASTER_SIDE, &self.masters), (&NODE_SIDE, &self.nodes)];
-        for (side, hosts) in sides {
+        let hosts = [&self.masters, &self.nodes];
+        for (side, hosts) in self.sides.iter().zip(hosts) {
             for (index, host) in (0_u8..).zip(hosts) {
                 let Side { interface, mtu, .. } = side;
                 let port = side.router_port(index, hosts.len() > 1);
@@ -161,6 +168,35 @@ pub(super) fn reach_ruleset(reach: Reach) -> String {
              }}\n"
         ),
     )
+}
+
+/// The arguments of the `ip` commands that make the router forward no larger packets to one side.
+///
+/// A route's locked MTU counts when a packet is forwarded (`ip_dst_mtu_maybe_forward` and its
+/// sister for IPv6), so that one side alone can be narrow, as no link's MTU is.
+pub(super) fn narrow_routes(towards: Towards, mtu: u16) -> [String; 2] {
+    let side = match towards {
+        Towards::Masters => &MASTER_SIDE,
+        Towards::Nodes => &NODE_SIDE,
+    };
+    let (ipv4, ipv6) = (side.ipv4(0), side.ipv6(0));
+    let (own, dev) = (side.ipv4(ROUTER), side.router_interface);
+    [
+        format!(
+            "route replace {ipv4}/24 dev {dev} proto kernel scope link src {own} mtu lock {mtu}"
+        ),
+        format!("-6 route replace {ipv6}/64 dev {dev} proto kernel metric 256 mtu lock {mtu}"),
+    ]
+}
+
+/// Ruleset of a router that forgets to say that a packet was too large; or, undone, says so.
+pub(super) fn too_big_ruleset(said: bool) -> String {
+    let content = "chain answers {\n\
+                     type filter hook output priority 0; policy accept;\n\
+                     icmp type destination-unreachable icmp code frag-needed drop\n\
+                     icmpv6 type packet-too-big drop\n\
+                   }\n";
+    replace_table(TOO_BIG_TABLE, if said { "" } else { content })
 }
 
 /// Ruleset that drops everything of a host; forwarding sees its own addresses in both directions,
@@ -275,7 +311,7 @@ const NODE_SIDE: Side = Side {
     role: "node",
     interface: "ens3",
     router_interface: "nodes",
-    mtu: 9000,
+    mtu: JUMBO_MTU,
     network4: [10, 0, 10],
     network6: Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0),
 };
@@ -284,7 +320,7 @@ const MASTER_SIDE: Side = Side {
     role: "master",
     interface: "eth0",
     router_interface: "wan",
-    mtu: 1500,
+    mtu: MASTER_MTU,
     network4: [192, 0, 2],
     network6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0),
 };
@@ -292,6 +328,13 @@ const MASTER_SIDE: Side = Side {
 const ROUTER: u8 = 1;
 const FIRST_HOST: u8 = 10;
 const REACH_TABLE: &str = "reach";
+const TOO_BIG_TABLE: &str = "too_big";
+
+/// That of the links on the masters' side, unless asked for otherwise.
+pub(super) const MASTER_MTU: u16 = 1500;
+
+/// What the node's link has, too.
+pub(super) const JUMBO_MTU: u16 = 9000;
 
 #[cfg(test)]
 mod tests {
@@ -300,7 +343,7 @@ mod tests {
     #[test]
     fn every_interface_name_fits_the_kernel_limit() {
         for (masters, nodes) in [(1, 1), (MAX_MASTERS, MAX_NODES)] {
-            let plan = Plan::new("pxm-4194304-4294967295", masters, nodes);
+            let plan = Plan::new("pxm-4194304-4294967295", masters, nodes, MASTER_MTU);
             for interface in plan.hosts().flat_map(|host| &host.interfaces) {
                 assert!(interface.name.len() <= 15, "{}", interface.name);
                 for port in &interface.ports {
@@ -312,7 +355,7 @@ mod tests {
 
     #[test]
     fn addresses_count_up_and_read_alike_in_both_families() {
-        let plan = Plan::new("p", 1, MAX_NODES);
+        let plan = Plan::new("p", 1, MAX_NODES, MASTER_MTU);
         let addresses = |index: usize| {
             let interface = &plan.nodes[index].interfaces[0];
             (interface.ipv4.to_string(), interface.ipv6.to_string())
@@ -333,13 +376,13 @@ mod tests {
 
     #[test]
     fn a_single_host_has_a_plain_veth_and_several_share_a_bridge() {
-        let single = Plan::new("p", 1, 1).creation().join("\n");
+        let single = Plan::new("p", 1, 1, MASTER_MTU).creation().join("\n");
         assert!(
             single.contains("peer name nodes mtu 9000 netns p-router"),
             "{single}"
         );
         assert!(!single.contains("bridge"), "{single}");
-        let several = Plan::new("p", 1, 2).creation().join("\n");
+        let several = Plan::new("p", 1, 2, MASTER_MTU).creation().join("\n");
         assert!(
             several.contains("peer name node1 mtu 9000 netns p-router"),
             "{several}"

@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, bail};
-use proxymux_proto::{ControlMessage, MAX_STREAMS, Registered};
+use proxymux_proto::{ControlMessage, MAX_STREAMS, PaddedPing, Registered};
 use proxymux_testkit::{
     cluster::Cluster,
     netns::{Host, HostRuntime},
@@ -243,6 +243,10 @@ impl RogueSession {
             match ControlMessage::decode(&content)? {
                 // The session may be over, and the message that says why still be to come.
                 ControlMessage::Ping(number) => {
+                    drop(self.send(&ControlMessage::Pong(number)).await);
+                }
+                // As a peer that knows no padding.
+                ControlMessage::PaddedPing(PaddedPing { number, .. }) => {
                     drop(self.send(&ControlMessage::Pong(number)).await);
                 }
                 ControlMessage::Pong(_) => {}

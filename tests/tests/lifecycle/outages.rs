@@ -125,6 +125,9 @@ async fn silence_between_the_ends_is_noticed_by_both_and_callers_are_told() -> R
     assert_eq!(reply.status, 200);
     let said = complaints(cluster.agent(0), at_agent);
     assert!(said.len() <= 3, "{said:#?}");
+    // A link that is dead loses small packets, too.
+    let small = cluster.agent(0).count_lines("small segments");
+    assert_eq!(small, 0, "the agent blames the size of packets");
     Ok(())
 }
 

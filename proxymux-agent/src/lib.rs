@@ -14,4 +14,5 @@ mod link;
 mod masters;
 mod metrics;
 mod session;
+pub mod status;
 mod target;

@@ -1,35 +1,68 @@
 //! The agent's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them), 2 wrong arguments or configuration.
+//! among them; of `status --ready`: not ready), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
-use proxymux_agent::{app, config::Config};
+use clap::{Parser, Subcommand};
+use proxymux_agent::{app, config::Config, status};
 use proxymux_transport::{
-    config_file::ConfigError,
+    command::{Program, Question},
+    config_file::values::AdminAddr,
     telemetry::{self, Verbosity},
 };
 
 /// Connects this node's kubelet to the control plane, through a session that the node opens.
+///
+/// Without a command it runs until it is told to end.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
     /// The configuration file.
-    #[arg(long, value_name = "PATH", default_value = "/etc/proxymux/config.yaml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/etc/proxymux/config.yaml"
+    )]
     config: PathBuf,
     /// How much to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     verbosity: Verbosity,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what the running agent is doing: masters, streams, certificates.
+    Status {
+        #[command(flatten)]
+        question: Question,
+        /// Only say whether it is ready, in one line and by the exit code.
+        #[arg(long, conflicts_with_all = ["json", "watch"])]
+        ready: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    match &args.command {
+        None => run(&args),
+        Some(Command::Status { question, ready }) => match admin(&args, question) {
+            Ok(at) if *ready => AGENT.ask_ready(&at),
+            Ok(at) => AGENT.ask(&at, question, status::show),
+            Err(code) => code,
+        },
+    }
+}
+
+fn run(args: &Args) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
-        Err(error) => return refuse(&error),
+        Err(error) => return AGENT.refuse(&error),
     };
     telemetry::init(config.log_format, args.verbosity);
     // One thread is enough for a node, and keeps the agent within its few megabytes.
@@ -38,26 +71,25 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(1, &format!("cannot start the runtime: {error}")),
+        Err(error) => return AGENT.fail(&format!("cannot start the runtime: {error}")),
     };
     let ended = runtime.block_on(app::run(config, &warnings));
     // Looking up a name blocks a thread, for as long as a name server is silent.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error.line()),
+        Err(error) => AGENT.fail(&error.line()),
     }
 }
 
-/// Says all that is wrong with the configuration, each mistake on a line that stands for itself.
-fn refuse(error: &ConfigError) -> ExitCode {
-    for line in error.lines() {
-        eprintln!("proxymux-agent: config {line}");
+/// Where the running agent answers.
+fn admin(args: &Args, question: &Question) -> Result<AdminAddr, ExitCode> {
+    match &question.admin {
+        Some(at) => Ok(at.clone()),
+        None => Config::load(&args.config)
+            .map(|(config, _)| config.admin)
+            .map_err(|error| AGENT.refuse(&error)),
     }
-    ExitCode::from(2)
 }
 
-fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("proxymux-agent: {message}");
-    ExitCode::from(code)
-}
+const AGENT: Program = Program("proxymux-agent");

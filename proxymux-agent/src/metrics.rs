@@ -146,6 +146,10 @@ const CERTIFICATES: &[&str] = &["own", "ca"];
 mod tests {
     use proxymux_transport::config_file::values::ByteSize;
 
+    use std::fs;
+
+    use proxymux_transport::metrics::with_section;
+
     use super::*;
 
     #[test]
@@ -162,6 +166,31 @@ mod tests {
             "proxymux_agent_dial_duration_seconds_count 0",
         ] {
             assert!(text.lines().any(|line| line == zero), "{zero} in:\n{text}");
+        }
+    }
+
+    /// With `PROXYMUX_UPDATE_DOCS` set it writes the list anew: `cargo xtask gen-docs`.
+    #[test]
+    fn the_document_of_metrics_is_up_to_date() {
+        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
+        for word in CERTIFICATES {
+            metrics
+                .expiry
+                .set(word, Some(std::time::SystemTime::UNIX_EPOCH));
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        let written = fs::read_to_string(path).unwrap();
+
+        let expected =
+            with_section(&written, "agent", &metrics.registry).expect("a section for it");
+
+        if std::env::var_os("PROXYMUX_UPDATE_DOCS").is_some() {
+            fs::write(path, &expected).unwrap();
+        } else {
+            assert_eq!(
+                written, expected,
+                "bring it up to date: cargo xtask gen-docs"
+            );
         }
     }
 }

@@ -17,6 +17,7 @@ mod gateway;
 mod half_open;
 mod master;
 mod metrics;
+pub mod nodes;
 mod opening;
 mod registry;
 mod routes;

@@ -1,35 +1,61 @@
 //! The master's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them), 2 wrong arguments or configuration.
+//! among them; of `nodes`: no answer), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
-use proxymux_master::{app, config::Config};
+use clap::{Parser, Subcommand};
+use proxymux_master::{app, config::Config, nodes};
 use proxymux_transport::{
-    config_file::ConfigError,
+    command::{Program, Question},
+    config_file::values::AdminAddr,
     telemetry::{self, Verbosity},
 };
 
 /// Leads kube-apiserver's connections to kubelets, through sessions that the nodes open.
+///
+/// Without a command it runs until it is told to end.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
     /// The configuration file.
-    #[arg(long, value_name = "PATH", default_value = "/etc/proxymux/master.yaml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/etc/proxymux/master.yaml"
+    )]
     config: PathBuf,
     /// How much to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     verbosity: Verbosity,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the nodes that the running master knows: addresses, path, streams, round trip, age.
+    Nodes(Question),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    match &args.command {
+        None => run(&args),
+        Some(Command::Nodes(question)) => match admin(&args, question) {
+            Ok(at) => MASTER.ask(&at, question, nodes::show),
+            Err(code) => code,
+        },
+    }
+}
+
+fn run(args: &Args) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
-        Err(error) => return refuse(&error),
+        Err(error) => return MASTER.refuse(&error),
     };
     telemetry::init(config.log_format, args.verbosity);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -37,23 +63,22 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(1, &format!("cannot start the runtime: {error}")),
+        Err(error) => return MASTER.fail(&format!("cannot start the runtime: {error}")),
     };
     match runtime.block_on(app::run(config, &warnings)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error.line()),
+        Err(error) => MASTER.fail(&error.line()),
     }
 }
 
-/// Says all that is wrong with the configuration, each mistake on a line that stands for itself.
-fn refuse(error: &ConfigError) -> ExitCode {
-    for line in error.lines() {
-        eprintln!("proxymux-master: config {line}");
+/// Where the running master answers.
+fn admin(args: &Args, question: &Question) -> Result<AdminAddr, ExitCode> {
+    match &question.admin {
+        Some(at) => Ok(at.clone()),
+        None => Config::load(&args.config)
+            .map(|(config, _)| config.admin)
+            .map_err(|error| MASTER.refuse(&error)),
     }
-    ExitCode::from(2)
 }
 
-fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("proxymux-master: {message}");
-    ExitCode::from(code)
-}
+const MASTER: Program = Program("proxymux-master");

@@ -9,6 +9,7 @@ pub mod admin;
 mod carrier;
 pub mod certificate;
 pub mod clock;
+pub mod command;
 pub mod config_file;
 pub mod control;
 pub mod credentials;

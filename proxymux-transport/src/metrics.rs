@@ -36,7 +36,7 @@ mod sessions;
 mod streams;
 
 pub use self::{
-    document::document,
+    document::{document, with_section},
     memory::MemoryMetrics,
     process::ProcessMetrics,
     sessions::{DRAIN, SessionMetrics, end_word, end_words},

@@ -15,6 +15,7 @@ mod check;
 mod command;
 mod demo;
 mod fuzz;
+mod gen_docs;
 mod setup;
 mod test;
 mod workspace;
@@ -44,6 +45,8 @@ enum Verb {
     Demo(demo::Options),
     /// Measure what the tunnel costs, held against plain TCP
     Bench(bench::Options),
+    /// Write the lists in the documents anew
+    GenDocs(gen_docs::Options),
     /// Fuzz the decoders
     Fuzz(fuzz::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Setup(options) => setup::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::GenDocs(options) => gen_docs::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
     };
     match result {

@@ -44,6 +44,20 @@ pub fn document(registry: &Registry) -> String {
     table
 }
 
+/// The document with the table of this registry in its section, which two comments that name
+/// the section enclose; `None` if there is no such section.
+#[must_use]
+pub fn with_section(text: &str, section: &str, registry: &Registry) -> Option<String> {
+    let (begin, end) = (
+        format!("<!-- {section}: begin -->\n"),
+        format!("<!-- {section}: end -->\n"),
+    );
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    let table = document(registry);
+    Some(format!("{before}{begin}\n{table}\n{end}{after}"))
+}
+
 fn describe((label, words): (&&str, &Vec<&str>)) -> Option<String> {
     match *label {
         "le" => None,

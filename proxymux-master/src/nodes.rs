@@ -1,0 +1,92 @@
+//! The master's nodes as people see them: `proxymux-master nodes`.
+//!
+//! Owns the table that is made of what `admin.rs` answers. It is read from a running master, which
+//! may be of another version, so that what is not there is left out.
+
+use proxymux_transport::command::{Table, age, number, reasons, rtt, text};
+use serde_json::Value;
+
+/// The nodes as text.
+#[must_use]
+pub fn show(status: &Value) -> String {
+    let nodes = status.get("nodes").and_then(Value::as_array);
+    let mut table = Table::new(&[
+        "NODE",
+        "ADDRESSES",
+        "PATH",
+        "STREAMS",
+        "RTT",
+        "AGE",
+        "VERSION",
+        "NODE-ID",
+        "CERT EXPIRES",
+    ]);
+    for node in nodes.into_iter().flatten() {
+        table.row([
+            text(node, "/name"),
+            text(node, "/addresses"),
+            text(node, "/session/path"),
+            text(node, "/session/streams"),
+            number(node, "/session/rtt_us").map(rtt).unwrap_or_default(),
+            since(node),
+            text(node, "/session/software"),
+            text(node, "/session/node_id"),
+            text(node, "/session/certificate_expires"),
+        ]);
+    }
+    let mut shown = table.show();
+    if table.is_empty() {
+        shown = "no node has come yet\n".to_owned();
+    }
+    let reasons = reasons(status);
+    if !reasons.is_empty() {
+        shown.push_str(&format!("\nnot ready: {reasons}\n"));
+    }
+    shown
+}
+
+/// For how long it has had its session, or been away.
+fn since(node: &Value) -> String {
+    match (number(node, "/session/age_s"), number(node, "/last_seen_s")) {
+        (Some(with), _) => age(with),
+        (None, Some(away)) => format!("away {}", age(away)),
+        (None, None) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nodes_are_a_table_those_that_are_away_too() {
+        let status = json!({ "reasons": [], "nodes": [
+            { "name": "10.0.10.10", "connected": true, "addresses": ["10.0.10.10", "fd00::1"],
+              "last_seen_s": null,
+              "session": { "path": "session", "streams": 3, "rtt_us": 420, "age_s": 90,
+                           "software": "proxymux-agent 0.1.0", "node_id": "ocid1.x",
+                           "certificate_expires": "2027-01-01T00:00:00Z" } },
+            { "name": "10.0.10.11", "connected": false, "addresses": [], "last_seen_s": 42,
+              "session": null },
+        ] });
+        assert_eq!(
+            show(&status),
+            "\
+NODE        ADDRESSES           PATH     STREAMS  RTT     AGE       VERSION               NODE-ID  CERT EXPIRES
+10.0.10.10  10.0.10.10,fd00::1  session  3        0.42ms  1m30s     proxymux-agent 0.1.0  ocid1.x  2027-01-01T00:00:00Z
+10.0.10.11  -                   -        -        -       away 42s  -                     -        -
+"
+        );
+    }
+
+    #[test]
+    fn a_master_without_nodes_says_so_and_why_it_is_not_ready() {
+        let status = json!({ "reasons": ["draining"], "nodes": [] });
+        assert_eq!(
+            show(&status),
+            "no node has come yet\n\nnot ready: draining\n"
+        );
+    }
+}

@@ -152,10 +152,10 @@ async fn open(
     }
     tasks.spawn(upkeep(Arc::clone(master)));
     tasks.spawn(renewal(Arc::clone(master), doors.certificates.clone()));
-    doors.run(master, requests, tasks);
+    let reopen = doors.run(master, requests, tasks);
     master.readiness.doors.store(true, Ordering::Release);
     if let Some(meeting) = meeting {
-        tasks.spawn(Giver::new(meeting, handles, Arc::clone(master)).run());
+        tasks.spawn(Giver::new(meeting, handles, reopen, Arc::clone(master)).run());
     }
     if let Some(taker) = taker {
         taker.finish().await;
@@ -176,9 +176,9 @@ async fn find_running(config: &Config) -> Result<Option<Taker>, AppError> {
 async fn meet(config: &Config, over: bool) -> Result<UnixSocket, AppError> {
     let path = &config.takeover_socket;
     let bound = if over {
-        UnixSocket::bind_over(path, MEETING_MODE, MEETING).await
+        takeover::meet_instead(path).await
     } else {
-        UnixSocket::bind(path, MEETING_MODE, MEETING).await
+        takeover::meet(path).await
     };
     bound.map_err(|error| AppError::Takeover(chain(&TakeoverError::Socket(error))))
 }
@@ -318,12 +318,6 @@ impl AppError {
         chain(self)
     }
 }
-
-/// What that socket is for, in errors.
-const MEETING: &str = "take-overs";
-
-/// Whoever may take over gets everything: nobody but our own user.
-const MEETING_MODE: u32 = 0o600;
 
 /// How often the file of addresses is looked at. It is small.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);

@@ -18,15 +18,36 @@ mod giving;
 mod taking;
 mod words;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use proxymux_transport::unix_socket::UnixBindError;
+use proxymux_transport::unix_socket::{UnixBindError, UnixSocket};
 
 pub(crate) use self::{
-    giving::{Giver, Moving},
+    giving::{Giver, Moving, Reopen},
     taking::{Taker, begin},
     words::{AGENTS, listener_name},
 };
+
+/// The socket at which the next master comes.
+///
+/// # Errors
+///
+/// When another master is there, among others.
+pub(crate) async fn meet(at: &Path) -> Result<UnixSocket, UnixBindError> {
+    UnixSocket::bind(at, MEETING_MODE, MEETING).await
+}
+
+/// As [`meet`], in the place of a master that lives.
+///
+/// # Errors
+///
+/// When that cannot be.
+pub(crate) async fn meet_instead(at: &Path) -> Result<UnixSocket, UnixBindError> {
+    UnixSocket::bind_over(at, MEETING_MODE, MEETING).await
+}
 
 /// Why a master did not take over.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +79,12 @@ pub(crate) enum TakeoverError {
     #[error("talk with the running master failed")]
     Talk(#[source] words::TalkError),
 }
+
+/// What the socket is for, in errors.
+const MEETING: &str = "take-overs";
+
+/// Whoever may take over gets everything: nobody but our own user.
+const MEETING_MODE: u32 = 0o600;
 
 #[cfg(test)]
 mod tests;

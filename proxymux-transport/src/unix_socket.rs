@@ -159,6 +159,12 @@ impl UnixSocket {
         self.file.replaced = Some(replaced);
     }
 
+    /// Whether the file is still this socket's.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.file.is_still_ours()
+    }
+
     /// The listener.
     #[must_use]
     pub fn listener(&self) -> &UnixListener {

@@ -9,6 +9,7 @@ use proxymux_transport::{
     reload::{Certificates, Derived},
     telemetry::chain,
     tls::{self, FrontDoorPolicy},
+    unix_socket::UnixBindError,
 };
 use tokio_util::task::TaskTracker;
 
@@ -19,7 +20,7 @@ use crate::{
     front_door::{FrontDoors, RequestLimits, TcpDoor, TlsSettings, UnixDoor},
     gateway::Gateway,
     master::Master,
-    takeover::{self, Taker},
+    takeover::{self, Reopen, Taker},
 };
 
 /// The front doors, at which nobody is served yet.
@@ -109,8 +110,14 @@ impl Doors {
         Ok(())
     }
 
-    /// Lets clients in until the master drains.
-    pub(super) fn run(self, master: &Arc<Master>, requests: &TaskTracker, tasks: &TaskTracker) {
+    /// Lets clients in until the master drains. What is returned opens Unix sockets again that
+    /// somebody has put another in the place of and then died.
+    pub(super) fn run(
+        self,
+        master: &Arc<Master>,
+        requests: &TaskTracker,
+        tasks: &TaskTracker,
+    ) -> Reopen {
         let gateway = Gateway::new(Arc::clone(master));
         let limits = RequestLimits {
             budget: master.config.connect_budget,
@@ -125,6 +132,46 @@ impl Doors {
         for door in self.tcp {
             let (front_doors, stop) = (front_doors.clone(), master.shutdown.drain.clone());
             tasks.spawn(async move { front_doors.run_tcp(door, stop).await });
+        }
+        let lost = Lost {
+            master: Arc::clone(master),
+            front_doors,
+            tasks: tasks.clone(),
+        };
+        Box::new(move || Box::pin(lost.clone().reopen()))
+    }
+}
+
+/// What it takes to open a Unix socket again.
+#[derive(Clone)]
+struct Lost {
+    master: Arc<Master>,
+    front_doors: FrontDoors<Gateway>,
+    tasks: TaskTracker,
+}
+
+impl Lost {
+    async fn reopen(self) {
+        for door in &self.master.config.front_doors {
+            let FrontDoor::Unix { path, mode } = door else {
+                continue;
+            };
+            match UnixDoor::bind(path, *mode).await {
+                Ok(mut door) => {
+                    tracing::warn!(path = %path.display(), "socket was lost, and is made anew");
+                    door.may_be_replaced(Arc::clone(&self.master.moving.done));
+                    let front_doors = self.front_doors.clone();
+                    let stop = self.master.shutdown.drain.clone();
+                    self.tasks
+                        .spawn(async move { front_doors.run_unix(door, stop).await });
+                }
+                // Ours, as long as nobody has touched it.
+                Err(UnixBindError::InUse { .. }) => {}
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(error, "a front door is lost");
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +21,7 @@ use proxymux_transport::{
 };
 use tokio::{net::UnixStream, pin, sync::watch};
 
+use super::meet;
 use super::words::{
     ANSWER_LIMIT, BUSY, BYE, DOORS, HERE, NODES, READY, TAKEOVER, Talk, TalkError, VERSION,
 };
@@ -38,8 +40,13 @@ pub(crate) struct Giver {
     socket: UnixSocket,
     /// Second handles to our listeners, by name; they go with this.
     listeners: Vec<(String, OwnedFd)>,
+    /// Opens those Unix sockets of front doors again at which nobody listens.
+    reopen: Reopen,
     master: Arc<Master>,
 }
+
+/// Opens lost front doors again.
+pub(crate) type Reopen = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// How a talk with a new master ended.
 enum Outcome {
@@ -83,18 +90,20 @@ impl Giver {
     pub(crate) fn new(
         mut socket: UnixSocket,
         listeners: Vec<(String, OwnedFd)>,
+        reopen: Reopen,
         master: Arc<Master>,
     ) -> Self {
         socket.may_be_replaced(Arc::clone(&master.moving.done));
         Self {
             socket,
             listeners,
+            reopen,
             master,
         }
     }
 
     /// Gives way to new masters until this one drains, which it does when one has taken over.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let drain = self.master.shutdown.drain.clone();
         let handed_over = tokio::select! {
             () = self.give_way() => true,
@@ -108,22 +117,44 @@ impl Giver {
         }
     }
 
-    async fn give_way(&self) {
+    async fn give_way(&mut self) {
         loop {
-            let talk = self.talk_with(self.next().await);
-            pin!(talk);
-            let outcome = loop {
-                tokio::select! {
-                    outcome = &mut talk => break outcome,
-                    other = self.next() => turn_away(other).await,
-                }
-            };
-            match outcome {
+            match self.give_way_to(self.next().await).await {
                 Outcome::HandedOver => return,
                 Outcome::BrokenOff(error) => {
                     let error = chain(&error);
                     tracing::warn!(error, "take-over was broken off, this master goes on");
+                    self.reclaim().await;
                 }
+            }
+        }
+    }
+
+    async fn give_way_to(&self, stream: UnixStream) -> Outcome {
+        let talk = self.talk_with(stream);
+        pin!(talk);
+        loop {
+            tokio::select! {
+                outcome = &mut talk => return outcome,
+                other = self.next() => turn_away(other).await,
+            }
+        }
+    }
+
+    /// Gets back what a new master that died had already put its own in the place of.
+    async fn reclaim(&mut self) {
+        (self.reopen)().await;
+        if self.socket.is_in_place() {
+            return;
+        }
+        match meet(self.socket.path()).await {
+            Ok(mut socket) => {
+                socket.may_be_replaced(Arc::clone(&self.master.moving.done));
+                self.socket = socket;
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(error, "no master can take over from this one any more");
             }
         }
     }

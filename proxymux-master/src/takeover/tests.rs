@@ -2,7 +2,14 @@
 //!
 //! The clock is paused: what takes seconds here takes none.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use proxymux_proto::ControlMessage;
 use proxymux_transport::unix_socket::UnixSocket;
@@ -21,6 +28,8 @@ struct Running {
     at: PathBuf,
     master: Arc<Master>,
     giver: JoinHandle<()>,
+    /// How often it has looked after its front doors.
+    reopened: Arc<AtomicUsize>,
 }
 
 impl Running {
@@ -29,12 +38,19 @@ impl Running {
         let at = directory.path().join("takeover.sock");
         let master = master("drain-deadline: 30s");
         let socket = UnixSocket::bind(&at, 0o600, "a test").await.unwrap();
-        let giver = Giver::new(socket, listeners, Arc::clone(&master));
+        let reopened = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&reopened);
+        let reopen: Reopen = Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::ready(()))
+        });
+        let giver = Giver::new(socket, listeners, reopen, Arc::clone(&master));
         Self {
             _directory: directory,
             at,
             giver: tokio::spawn(giver.run()),
             master,
+            reopened,
         }
     }
 
@@ -175,6 +191,28 @@ async fn a_new_master_that_falls_silent_is_given_up() {
     // It finds out, and does not take the place of a master that lives.
     let error = taker.wait_for_agents(&new.registry).await.unwrap_err();
     assert!(matches!(error, TakeoverError::GivenUp), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_master_that_dies_with_the_sockets_in_its_hands_leaves_a_way_to_the_old_one() {
+    let running = Running::with(Vec::new()).await;
+    let new = master("");
+    let mut taker = begin(&running.at).await.unwrap().unwrap();
+    taker.wait_for_agents(&new.registry).await.unwrap();
+    let theirs = meet_instead(&running.at).await.unwrap();
+
+    drop((theirs, taker));
+    sleep(Duration::from_secs(1)).await;
+
+    assert_eq!(running.reopened.load(Ordering::Relaxed), 1);
+    assert!(!running.sends_agents_away());
+    let mut another = begin(&running.at)
+        .await
+        .unwrap()
+        .expect("it is there again");
+    another.wait_for_agents(&new.registry).await.unwrap();
+    another.finish().await;
+    running.giver.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -191,6 +191,7 @@ async fn a_socket_takes_the_place_of_one_in_use_and_there_is_always_one() {
 
     let new = UnixSocket::bind_over(&path, 0o600, "a test").await.unwrap();
     replaced.store(true, Ordering::Release);
+    assert!(new.is_in_place() && !old.is_in_place());
 
     let _after = UnixStream::connect(&path).await.unwrap();
     new.listener().accept().await.unwrap();

@@ -4,7 +4,7 @@
 //! nobody may notice. To hold a take-over in its middle a test stops an agent, whose return the
 //! new master then waits for.
 
-use std::time::Duration;
+use std::{fs, os::unix::net::UnixListener, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -107,6 +107,29 @@ async fn a_new_master_that_dies_half_way_leaves_the_old_one_serving() -> Result<
     assert_eq!(cluster.master(0).wait(SOON)?.code(), Some(0));
     let answers = asking.stop().await?;
     assert_eq!(answers.failures, [""; 0], "{answers:?}");
+    Ok(())
+}
+
+/// The moment between its socket's move and its word to the old master is short: the test plays
+/// that part, and leaves what a new master that dies there does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_door_that_a_dying_new_master_had_already_is_made_anew() -> Result<()> {
+    let mut cluster = started(Cluster::builder().nodes(2))?;
+    let (api, target) = (cluster.api()?, cluster.target(0));
+    cluster.agent(1).signal(Signal::SIGSTOP)?;
+    let mut new = new_master(&cluster, "new")?;
+    wait_for_message(&mut new, 0, SOON, "session up")?;
+    let (beside, door) = (cluster.dir().join("beside"), cluster.socket(0));
+    drop(UnixListener::bind(&beside)?);
+    fs::rename(&beside, &door)?;
+    assert!(api.connect(&target).await.is_err(), "nobody listens there");
+
+    new.kill()?;
+
+    let lost = "socket was lost, and is made anew";
+    wait_for_message(cluster.master(0), 0, SOON, lost)?;
+    let reply = within(SOON, "ask", api.get(&target, "/healthz")).await?;
+    assert_eq!(reply.status, 200);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! helpers that several of them use. Machines, certificates and stand-ins are the testkit's.
 
 pub mod access;
+pub mod admin;
 pub mod asking;
 pub mod bench;
 pub mod bystander;

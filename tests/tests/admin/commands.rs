@@ -1,0 +1,161 @@
+//! `proxymux-agent status` and `proxymux-master nodes`, as a person or a probe runs them.
+//!
+//! The programs are the daemons themselves, and read the same configuration files.
+
+use anyhow::{Context, Result};
+use proxymux_testkit::{cluster::Cluster, wait::eventually};
+use proxymux_tests::{
+    admin::{Printed, command, config_file},
+    limits::SOON,
+    programs::config_flag,
+};
+use serde_json::Value;
+
+const AGENT: &str = "proxymux-agent";
+const MASTER: &str = "proxymux-master";
+
+fn run(cluster: &Cluster, daemon: &str, arguments: &[&str]) -> Result<Printed> {
+    let file = match daemon {
+        AGENT => "agent-0",
+        _ => "master-0",
+    };
+    let config = config_flag(&config_file(cluster, file));
+    let mut all = vec![config.as_str()];
+    all.extend(arguments);
+    command(daemon, &all)
+}
+
+#[test]
+fn status_and_nodes_show_the_session_from_both_ends() -> Result<()> {
+    let cluster = Cluster::started()?;
+    let (name, master) = (cluster.node_name(0), cluster.master_addr(0));
+    // The first ping measures the round trip.
+    eventually(SOON, || {
+        run(&cluster, MASTER, &["nodes"]).is_ok_and(|printed| printed.stdout.contains("ms "))
+    });
+
+    let nodes = run(&cluster, MASTER, &["nodes"])?;
+    let status = run(&cluster, AGENT, &["status"])?;
+
+    assert_eq!(
+        (nodes.code, status.code),
+        (Some(0), Some(0)),
+        "{nodes:?}, {status:?}"
+    );
+    let row = nodes.stdout.lines().nth(1).context("a row for the node")?;
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(cells.first(), Some(&name.as_str()), "{row}");
+    assert_eq!(cells.get(2..4), Some(["session", "0"].as_slice()), "{row}");
+    assert!(nodes.stdout.starts_with("NODE"), "{}", nodes.stdout);
+    for expected in [
+        "ready:",
+        "connected",
+        "certificate expires:",
+        &master,
+        &name,
+    ] {
+        assert!(
+            status.stdout.contains(expected),
+            "{expected} in {}",
+            status.stdout
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn json_has_everything_that_the_tables_have() -> Result<()> {
+    let mut cluster = Cluster::started()?;
+    let (name, master) = (cluster.node_name(0), cluster.master_addr(0));
+
+    let nodes: Value = serde_json::from_str(&run(&cluster, MASTER, &["nodes", "--json"])?.stdout)?;
+    let status: Value = serde_json::from_str(&run(&cluster, AGENT, &["status", "--json"])?.stdout)?;
+
+    let text = |value: &Value, place: &str| value.pointer(place).map(ToString::to_string);
+    let quoted = |text: &str| Some(format!("\"{text}\""));
+    assert_eq!(text(&nodes, "/nodes/0/name"), quoted(&name));
+    assert_eq!(text(&nodes, "/nodes/0/addresses/0"), quoted(&name));
+    assert_eq!(
+        text(&nodes, "/nodes/0/session/streams").as_deref(),
+        Some("0")
+    );
+    let expires = text(&nodes, "/nodes/0/session/certificate_expires");
+    assert_eq!(expires, text(&status, "/certificates/expires"));
+    assert_eq!(text(&status, "/masters/0/address"), quoted(&master));
+    assert_eq!(
+        text(&status, "/masters/0/master_id"),
+        text(&nodes, "/master_id")
+    );
+    assert_eq!(
+        text(&status, "/instance"),
+        text(&nodes, "/nodes/0/session/instance")
+    );
+
+    cluster.agent(0).kill()?;
+    eventually(SOON, || {
+        run(&cluster, MASTER, &["nodes"]).is_ok_and(|printed| printed.stdout.contains("away "))
+    });
+    Ok(())
+}
+
+#[test]
+fn a_probe_gets_one_line_and_an_exit_code() -> Result<()> {
+    let mut cluster = Cluster::builder().build()?;
+    let not_there = run_ready(&cluster)?;
+    assert_eq!(
+        not_there.code,
+        Some(2),
+        "there is no file yet: {not_there:?}"
+    );
+
+    cluster.start_agent(0)?;
+    let admin = format!("--admin=unix:{}/agent-0.admin", cluster.dir().display());
+    eventually(SOON, || {
+        run_ready(&cluster).is_ok_and(|printed| printed.stdout.contains("Connection refused"))
+    });
+    let alone = command(AGENT, &["status", "--ready", &admin])?;
+    assert_eq!(alone.code, Some(1), "{alone:?}");
+    assert!(
+        alone
+            .stdout
+            .starts_with("not ready: no session with https://"),
+        "{alone:?}"
+    );
+    assert_eq!(alone.stdout.lines().count(), 1, "{alone:?}");
+
+    cluster.start_master(0)?;
+    eventually(SOON, || {
+        run_ready(&cluster).is_ok_and(|printed| printed.code == Some(0))
+    });
+    assert_eq!(run_ready(&cluster)?.stdout, "ready\n");
+
+    cluster.agent(0).kill()?;
+    let gone = run_ready(&cluster)?;
+    assert_eq!(gone.code, Some(1), "{gone:?}");
+    assert!(
+        gone.stdout.contains("is proxymux-agent running"),
+        "{gone:?}"
+    );
+    Ok(())
+}
+
+fn run_ready(cluster: &Cluster) -> Result<Printed> {
+    run(cluster, AGENT, &["status", "--ready"])
+}
+
+#[test]
+fn without_a_daemon_or_with_wrong_arguments_the_error_says_what_to_do() -> Result<()> {
+    let cluster = Cluster::builder().build()?;
+    let nobody = format!("--admin=unix:{}/nobody.admin", cluster.dir().display());
+
+    let printed = command(MASTER, &["nodes", &nobody])?;
+    assert_eq!((printed.code, printed.stdout.as_str()), (Some(1), ""));
+    let expected = "is proxymux-master running, and is this its `admin` address?";
+    assert!(printed.stderr.contains(expected), "{printed:?}");
+
+    for wrong in ["--admin=10.0.0.1:80", "--admin=nonsense", "--watch=0"] {
+        let printed = command(MASTER, &["nodes", wrong])?;
+        assert_eq!(printed.code, Some(2), "{wrong}: {printed:?}");
+    }
+    Ok(())
+}

@@ -2,7 +2,7 @@
 //!
 //! [`tools::TOOLS`] says what is needed and for which [`Job`]; [`Machine`] is everything this
 //! module asks of the computer, so that tests can stand in for one. A tool is looked for by its
-//! program, never by asking a package manager: a second run takes milliseconds.
+//! program or library, never by asking a package manager: a second run takes milliseconds.
 //! Where we cannot install (not root, no apt-get, no network) the error holds the commands to type.
 
 mod machine;
@@ -47,6 +47,8 @@ pub(crate) trait Machine {
     /// Whether `name` belongs to the Rust toolchain in use; rustup leaves a program of that name
     /// in the search path even where the component is not installed.
     fn toolchain_has_program(&self, name: &str) -> bool;
+    /// Whether a library, as `directory/file`, is in one of the directories where packages put them.
+    fn has_library(&self, name: &str) -> bool;
     /// The version of an installed cargo subcommand, `None` where it is missing.
     fn cargo_tool_version(&self, name: &str) -> Option<String>;
     fn has_package_lists(&self) -> bool;
@@ -82,7 +84,7 @@ pub(crate) fn ensure(jobs: &[Job], machine: &impl Machine) -> Result<()> {
     match missing.iter().find(|tool| !tool.is_installed(machine)) {
         None => Ok(()),
         Some(tool) => bail!(
-            "installed {}, yet there is no program {}",
+            "installed {}, yet there is no {}",
             tool.source.describe(machine),
             tool.program
         ),
@@ -107,7 +109,9 @@ impl Plan {
                 Source::Component { component, .. } if has_rustup => plan
                     .others
                     .push(Command::new("rustup", ["component", "add", component])),
-                Source::Component { debian, .. } | Source::Debian(debian) => {
+                Source::Component { debian, .. }
+                | Source::Debian(debian)
+                | Source::Library(debian) => {
                     plan.packages.push(debian);
                 }
                 Source::Crate { .. } => plan.others.extend(tool.source.cargo_install()),

@@ -27,6 +27,15 @@ impl Machine for ThisMachine {
             .is_ok_and(|sysroot| is_executable(&Path::new(sysroot.trim()).join("bin").join(name)))
     }
 
+    fn has_library(&self, name: &str) -> bool {
+        // Debian has a directory for each architecture there.
+        fs::read_dir("/usr/lib").is_ok_and(|entries| {
+            entries
+                .flatten()
+                .any(|entry| entry.path().join(name).is_file())
+        })
+    }
+
     fn cargo_tool_version(&self, name: &str) -> Option<String> {
         if !self.has_program(name) {
             return None;
@@ -95,6 +104,11 @@ mod tests {
     fn toolchain_has_a_compiler_and_no_made_up_program() {
         assert!(ThisMachine.toolchain_has_program("rustc"));
         assert!(!ThisMachine.toolchain_has_program("no-such-program"));
+    }
+
+    #[test]
+    fn a_made_up_library_is_not_found() {
+        assert!(!ThisMachine.has_library("no-such/library.so.1"));
     }
 
     #[test]

@@ -68,6 +68,10 @@ impl Machine for FakeMachine {
         self.has_program(name)
     }
 
+    fn has_library(&self, name: &str) -> bool {
+        self.has_program(name)
+    }
+
     fn cargo_tool_version(&self, name: &str) -> Option<String> {
         match name {
             "cargo-nextest" => self.nextest.borrow().map(str::to_owned),
@@ -292,7 +296,7 @@ fn install_that_brings_no_program_is_an_error() {
 
     assert_eq!(
         error,
-        "installed Debian package nftables, yet there is no program nft"
+        "installed Debian package nftables, yet there is no nft"
     );
 }
 

@@ -8,7 +8,7 @@ use crate::command::Command;
 
 #[derive(Debug)]
 pub(super) struct Tool {
-    /// The program whose presence says that the tool is there.
+    /// The program whose presence says that the tool is there; a library of [`Source::Library`].
     pub(super) program: &'static str,
     pub(super) jobs: &'static [Job],
     /// Completes "needed to ...".
@@ -20,6 +20,8 @@ pub(super) struct Tool {
 pub(super) enum Source {
     /// A Debian package.
     Debian(&'static str),
+    /// A Debian package that has a library and no program.
+    Library(&'static str),
     /// A crate from the registry. An installed version from `oldest` on will do; lower ones do not
     /// know what our configuration files ask for.
     Crate {
@@ -47,6 +49,12 @@ pub(super) const TOOLS: &[Tool] = &[
         jobs: &[Job::Demo, Job::Netns],
         purpose: "redirect connections to the transparent front door",
         source: Source::Debian("nftables"),
+    },
+    Tool {
+        program: "faketime/libfaketime.so.1",
+        jobs: &[Job::Netns],
+        purpose: "let the daemons' clocks jump, and not the machine's",
+        source: Source::Library("libfaketime"),
     },
     Tool {
         program: "c++",
@@ -107,6 +115,7 @@ impl Tool {
     pub(super) fn is_installed(&self, machine: &impl Machine) -> bool {
         match self.source {
             Source::Debian(_) => machine.has_program(self.program),
+            Source::Library(_) => machine.has_library(self.program),
             Source::Component { .. } => machine.toolchain_has_program(self.program),
             Source::Crate { oldest, .. } => machine
                 .cargo_tool_version(self.program)
@@ -122,7 +131,7 @@ impl Source {
             Self::Component { component, .. } if machine.has_program("rustup") => {
                 format!("rustup component {component}")
             }
-            Self::Debian(debian) | Self::Component { debian, .. } => {
+            Self::Debian(debian) | Self::Library(debian) | Self::Component { debian, .. } => {
                 format!("Debian package {debian}")
             }
             Self::Crate {

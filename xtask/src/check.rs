@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     command::Command,
+    fuzz,
     setup::{self, Job, ThisMachine},
     workspace::Workspace,
 };
@@ -18,6 +19,9 @@ pub(crate) struct Options {
     /// Check for known vulnerabilities too; fetches the advisory database from GitHub
     #[arg(long)]
     advisories: bool,
+    /// Run each fuzz target for a minute too
+    #[arg(long)]
+    long: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -29,7 +33,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         Ok(())
     };
-    steps.and(advisories)
+    let fuzzed = if options.long {
+        fuzz::run(&fuzz::Options::every_target())
+    } else {
+        Ok(())
+    };
+    steps.and(advisories).and(fuzzed)
 }
 
 struct Step {

@@ -19,9 +19,23 @@ pub(crate) struct Options {
     /// Fuzz this target only
     target: Option<String>,
     /// How long to fuzz each target
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = DEFAULT_SECONDS)]
     seconds: u32,
 }
+
+impl Options {
+    /// Each target for as long as it is fuzzed unless somebody says otherwise.
+    pub(crate) fn every_target() -> Self {
+        Self {
+            target: None,
+            seconds: DEFAULT_SECONDS,
+        }
+    }
+}
+
+/// Long enough to get through what the corpus leads to, and short enough to run all targets
+/// before a release.
+const DEFAULT_SECONDS: u32 = 60;
 
 const PACKAGE: &str = "proxymux-fuzz";
 

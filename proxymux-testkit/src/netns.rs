@@ -164,6 +164,30 @@ impl Topology {
         self.narrow(towards, JUMBO_MTU)
     }
 
+    /// Limits what the router forwards one way to `rate` (as `tc` writes it: `2mbit`), like a slow
+    /// line in the middle: the rest queues for up to 200 ms and is then dropped.
+    ///
+    /// # Errors
+    ///
+    /// `tc` failed.
+    pub fn shape(&self, towards: Towards, rate: &str) -> Result<()> {
+        let device = towards.router_interface();
+        let line =
+            format!("qdisc replace dev {device} root tbf rate {rate} burst 32k latency 200ms");
+        self.router
+            .tc(&line.split(' ').collect::<Vec<_>>())
+            .map(drop)
+    }
+
+    /// Makes the router lose so many of a hundred packets one way, at random.
+    ///
+    /// # Errors
+    ///
+    /// `nft` failed.
+    pub fn lose(&self, towards: Towards, percent: u8) -> Result<()> {
+        self.router.nft(&plan::loss_ruleset(towards, percent))
+    }
+
     /// Whether the router says that a packet was too large for the next link. Many firewalls do
     /// not: they drop all ICMP.
     ///

@@ -22,6 +22,20 @@ pub(super) struct Plan {
     sides: [Side; 2],
 }
 
+impl Towards {
+    fn side(self) -> &'static Side {
+        match self {
+            Self::Masters => &MASTER_SIDE,
+            Self::Nodes => &NODE_SIDE,
+        }
+    }
+
+    /// The router's interface that it sends to.
+    pub(super) fn router_interface(self) -> &'static str {
+        self.side().router_interface
+    }
+}
+
 /// One host: its namespace, what is on its interfaces, where it sends the rest.
 #[derive(Clone, Debug)]
 pub(super) struct HostPlan {
@@ -175,10 +189,7 @@ pub(super) fn reach_ruleset(reach: Reach) -> String {
 /// A route's locked MTU counts when a packet is forwarded (`ip_dst_mtu_maybe_forward` and its
 /// sister for IPv6), so that one side alone can be narrow, as no link's MTU is.
 pub(super) fn narrow_routes(towards: Towards, mtu: u16) -> [String; 2] {
-    let side = match towards {
-        Towards::Masters => &MASTER_SIDE,
-        Towards::Nodes => &NODE_SIDE,
-    };
+    let side = towards.side();
     let (ipv4, ipv6) = (side.ipv4(0), side.ipv6(0));
     let (own, dev) = (side.ipv4(ROUTER), side.router_interface);
     [
@@ -197,6 +208,18 @@ pub(super) fn too_big_ruleset(said: bool) -> String {
                      icmpv6 type packet-too-big drop\n\
                    }\n";
     replace_table(TOO_BIG_TABLE, if said { "" } else { content })
+}
+
+/// Ruleset of a router that loses this many of a hundred packets at random, one way.
+pub(super) fn loss_ruleset(towards: Towards, percent: u8) -> String {
+    let dev = towards.side().router_interface;
+    let content = format!(
+        "chain forwarding {{\n\
+           type filter hook forward priority -20; policy accept;\n\
+           oifname \"{dev}\" numgen random mod 100 < {percent} drop\n\
+         }}\n"
+    );
+    replace_table(LOSS_TABLE, &content)
 }
 
 /// Ruleset that drops everything of a host; forwarding sees its own addresses in both directions,
@@ -328,6 +351,7 @@ const MASTER_SIDE: Side = Side {
 const ROUTER: u8 = 1;
 const FIRST_HOST: u8 = 10;
 const REACH_TABLE: &str = "reach";
+const LOSS_TABLE: &str = "loss";
 const TOO_BIG_TABLE: &str = "too_big";
 
 /// That of the links on the masters' side, unless asked for otherwise.

@@ -3,6 +3,7 @@
 //! A restart in order is to be unnoticed, a death is to be noticed soon and by the right ones,
 //! and whatever was lost comes back without anybody's help.
 
+mod clocks;
 mod draining;
 mod hanging;
 mod outages;

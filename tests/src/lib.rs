@@ -10,6 +10,7 @@ pub mod bench;
 pub mod bystander;
 pub mod demo;
 pub mod doors;
+pub mod endless;
 pub mod etc_hosts;
 pub mod events;
 pub mod far_target;

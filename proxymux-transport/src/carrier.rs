@@ -10,7 +10,7 @@
 //! at the specification's 256 KiB.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -59,6 +59,8 @@ struct Outbound {
     body_left: usize,
     /// The multiplexer wanted to write and could not.
     blocked: bool,
+    /// The layer below has taken bytes and has not been flushed since.
+    unflushed: bool,
     /// The multiplexer has told the peer that it broke the protocol.
     broken: Option<Broken>,
     /// Turns since the last one that wrote much.
@@ -96,7 +98,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Carrier<T> {
 
     /// Whether frames wait from a turn before, in which the layer below took no more.
     pub(crate) fn is_behind(&self) -> bool {
-        !self.lock().outbound.waiting().is_empty()
+        let outbound = &self.lock().outbound;
+        outbound.unflushed || !outbound.waiting().is_empty()
     }
 
     /// Writes out all frames; the multiplexer's own flushes do nothing.
@@ -184,6 +187,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
         if header.opens_stream() {
             self.streams.get_or_add(header.stream);
         }
+        if header.gives_credit()
+            && let Some(stream) = self.streams.find(header.stream)
+        {
+            stream.credit_received(header.len);
+        }
         if header.kind != KIND_DATA {
             return;
         }
@@ -222,6 +230,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
             return Poll::Ready(Ok(HEADER_SIZE));
         }
         self.outbound.blocked = true;
+        if header.is_none() && bytes.len() >= WRITE_THROUGH_LEN {
+            let taken = ready!(self.poll_write_through(cx, bytes))?;
+            self.outbound.blocked = false;
+            return Poll::Ready(Ok(taken));
+        }
         if !self.outbound.has_room() {
             // A part of what waits may be enough.
             let drained = self.poll_drain(cx)?;
@@ -256,6 +269,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
         }
     }
 
+    /// Hands a part of a body to the layer below as it is, behind what waits: TLS makes its records
+    /// of both together, so that bulk is not copied here.
+    fn poll_write_through(&mut self, cx: &mut Context<'_>, body: &[u8]) -> Poll<io::Result<usize>> {
+        let body = body.get(..self.outbound.body_left).unwrap_or(body);
+        loop {
+            let waiting = self.outbound.waiting().len();
+            let parts = [IoSlice::new(self.outbound.waiting()), IoSlice::new(body)];
+            let written = Pin::new(&mut self.io).poll_write_vectored(cx, &parts);
+            let n = match ready!(written) {
+                Ok(0) => return self.failed(io::ErrorKind::WriteZero.into()),
+                Ok(n) => n,
+                Err(error) => return self.failed(error),
+            };
+            self.outbound.taken(n.min(waiting));
+            if let Some(taken) = n.checked_sub(waiting).filter(|taken| *taken > 0) {
+                self.outbound.body_left -= taken;
+                return Poll::Ready(Ok(taken));
+            }
+        }
+    }
+
     /// Hands waiting frames to the layer below until none is left.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outbound.waiting().is_empty() {
@@ -272,12 +306,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Inner<T> {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         match ready!(Pin::new(&mut self.io).poll_flush(cx)) {
-            Ok(()) => Poll::Ready(Ok(())),
+            Ok(()) => {
+                self.outbound.unflushed = false;
+                Poll::Ready(Ok(()))
+            }
             Err(error) => self.failed(error),
         }
     }
 
-    fn failed(&self, error: io::Error) -> Poll<io::Result<()>> {
+    fn failed<R>(&self, error: io::Error) -> Poll<io::Result<R>> {
         self.streams.end_all();
         Poll::Ready(Err(error))
     }
@@ -319,6 +356,7 @@ impl Outbound {
     }
 
     fn taken(&mut self, n: usize) {
+        self.unflushed = true;
         self.written += n;
         if self.waiting().is_empty() {
             self.buffer.clear();
@@ -408,6 +446,10 @@ impl Header {
         of_stream && self.has(FLAG_SYN) && !self.has(FLAG_RST)
     }
 
+    fn gives_credit(self) -> bool {
+        self.kind == KIND_WINDOW_UPDATE && !self.has(FLAG_RST)
+    }
+
     /// The peer's word that it is over, or something that the crate cannot read on from.
     fn ends_session(self) -> bool {
         let oversized = self.kind == KIND_DATA && self.len > MAX_BODY_LEN;
@@ -433,6 +475,10 @@ const MAX_BODY_LEN: usize = 1024 * 1024;
 /// Frames gathered before the layer below is asked to take them: four full TLS records.
 /// One frame more may wait, since a frame is taken whole where there is any room.
 const WRITE_BUFFER_LIMIT: usize = 64 * 1024;
+
+/// From this length on a body is not gathered with other frames: copying it would cost more than
+/// the record that it may have to begin.
+const WRITE_THROUGH_LEN: usize = 4 * 1024;
 
 /// What a session writes in a turn in which it has nothing to do but control messages.
 const QUIET_LEN: usize = 4 * 1024;

@@ -490,7 +490,7 @@ const CONTROL_STREAMS: usize = 1;
 /// The crate opens no stream while 256 are not acknowledged, and says no word of it.
 const CRATE_MAX_PENDING: usize = 255;
 
-/// A full chunk with its header; with the frame's own header it fills one TLS record.
+/// A full chunk with its header; with the frame's own header it fills four TLS records.
 const FRAME_BODY: usize = proxymux_proto::MAX_CHUNK_LEN + proxymux_proto::ChunkHeader::LEN;
 
 /// Opens that wait for the driver's next turn; each waiter already holds a slot.

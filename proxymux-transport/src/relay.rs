@@ -4,7 +4,7 @@
 //! of bytes. Leaves opening either end, and logging, to the daemons.
 //! Read [`relay`] first. Both directions run in one future, as the multiplexer wants.
 //!
-//! Payload is read into a buffer of the thread and only kept (at most one chunk) while the
+//! Payload is read into a buffer of the thread and only kept (16 KiB at most) while the
 //! stream has no credit, so that a relay at rest holds no buffer.
 
 use std::{
@@ -428,7 +428,8 @@ impl<E: Endpoint> Relay<E> {
         stream: &mut RelayStream,
     ) -> Poll<Result<usize, Outcome>> {
         CHUNK.with_borrow_mut(|chunk| {
-            let (_, payload) = chunk.split_at_mut(ChunkHeader::LEN);
+            let room = ChunkHeader::LEN..ChunkHeader::LEN + stream.chunk_room();
+            let payload = chunk.get_mut(room).unwrap_or_default();
             let n = if self.early.has_remaining() {
                 let n = self.early.remaining().min(payload.len());
                 self.early

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use proxymux_proto::{
     AbortCode, Chunk, ChunkDecoder, ChunkError, ChunkHeader, FrameDecoder, FrameError,
+    MAX_CHUNK_LEN,
 };
 
 use crate::{
@@ -292,6 +293,16 @@ impl RelayStream {
         self.raw.poll_send_pending(cx)
     }
 
+    /// How long the next chunk had better be, at most: no longer than the peer has room for, so
+    /// that a stream that has to wait holds [`SMALL_CHUNK_LEN`] bytes and not a whole chunk.
+    #[must_use]
+    pub fn chunk_room(&self) -> usize {
+        let credit = self.raw.shared.credit();
+        credit
+            .saturating_sub(ChunkHeader::LEN)
+            .clamp(SMALL_CHUNK_LEN, MAX_CHUNK_LEN)
+    }
+
     /// Sends a chunk; to be called after [`RelayStream::poll_ready`] said ready.
     ///
     /// `frame` is room for a chunk header followed by 1 to [`proxymux_proto::MAX_CHUNK_LEN`]
@@ -355,7 +366,7 @@ struct RawStream {
     shared: Arc<StreamShared>,
     packet: Option<yamux::Packet>,
     used: usize,
-    /// Bytes without credit or room; holds at most one chunk, or queued messages.
+    /// Bytes without credit or room; holds a small chunk, or queued messages.
     pending: Vec<u8>,
 }
 
@@ -428,7 +439,10 @@ impl RawStream {
         bytes: &[u8],
     ) -> Poll<Result<usize, StreamError>> {
         match self.guard.poll_write(cx, bytes) {
-            Poll::Ready(Ok(n)) => Poll::Ready(Ok(n)),
+            Poll::Ready(Ok(n)) => {
+                self.shared.credit_used(n);
+                Poll::Ready(Ok(n))
+            }
             Poll::Ready(Err(_)) => {
                 Poll::Ready(Err(self.given_up(cx).unwrap_or(StreamError::CutOff)))
             }
@@ -471,6 +485,9 @@ impl RawStream {
         Ok(())
     }
 }
+
+/// What a stream without credit may hold at most.
+const SMALL_CHUNK_LEN: usize = 16 * 1024 - ChunkHeader::LEN;
 
 #[cfg(test)]
 mod tests;

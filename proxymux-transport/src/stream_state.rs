@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
     task::Waker,
 };
@@ -41,6 +41,9 @@ pub(crate) struct StreamShared {
     /// Frames with a body that have arrived and have not been read; [`OVERFLOWED`] for good
     /// once they were too many.
     frames_waiting: AtomicU32,
+    /// Bytes that the peer still has room for, as far as the carrier has read: the crate counts
+    /// the same, a moment later, and tells nobody.
+    credit: AtomicI64,
     /// 0, or an end as a number: see [`StreamEnd::to_number`].
     end: AtomicU32,
     waker: AtomicWaker,
@@ -184,6 +187,7 @@ impl StreamShared {
         Self {
             memory: StreamMemory::new(memory),
             frames_waiting: AtomicU32::new(0),
+            credit: AtomicI64::new(i64::from(yamux::DEFAULT_CREDIT)),
             end: AtomicU32::new(0),
             waker: AtomicWaker::new(),
         }
@@ -198,6 +202,23 @@ impl StreamShared {
     pub(crate) fn end_for_memory(&self) {
         self.memory.cut_off();
         self.end(StreamEnd::NoMemory);
+    }
+
+    /// Counts room that the peer has made.
+    pub(crate) fn credit_received(&self, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts room that has been used up.
+    pub(crate) fn credit_used(&self, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// How much the peer has room for.
+    pub(crate) fn credit(&self) -> usize {
+        usize::try_from(self.credit.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// Counts a frame that arrives; false if it is one too many and to be thrown away.

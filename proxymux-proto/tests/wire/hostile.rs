@@ -146,7 +146,7 @@ fn broken_chunk_framing_says_what_was_seen() {
         (&[3, 0, 0, 1][..], ChunkError::Kind(3)),
         (&[255, 255, 255, 255], ChunkError::Kind(255)),
         (&[0, 0, 0, 0], ChunkError::Length(0)),
-        (&[0, 0, 0x3f, 0xf1], ChunkError::Length(MAX_CHUNK_LEN + 1)),
+        (&[0, 0, 0xff, 0xf1], ChunkError::Length(MAX_CHUNK_LEN + 1)),
         (&[0, 255, 255, 255], ChunkError::Length(0xff_ffff)),
     ] {
         let seen = ChunkDecoder::default().decode(&mut &bytes[..]);

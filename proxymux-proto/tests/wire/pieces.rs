@@ -77,11 +77,11 @@ proptest! {
 }
 
 #[test]
-fn a_chunk_of_the_greatest_length_fills_a_tls_record_with_its_headers() {
+fn a_chunk_of_the_greatest_length_fills_four_tls_records_with_its_headers() {
     const MULTIPLEXER_HEADER: usize = 12;
     assert_eq!(
         MULTIPLEXER_HEADER + ChunkHeader::LEN + MAX_CHUNK_LEN,
-        16_384
+        4 * 16_384
     );
 }
 

@@ -2,7 +2,7 @@
 
 use std::task::Waker;
 
-use proxymux_proto::{AbortCode, ChunkHeader, MAX_CHUNK_LEN};
+use proxymux_proto::{AbortCode, ChunkHeader};
 use tokio::time::timeout;
 
 use super::*;
@@ -225,12 +225,12 @@ fn limited(limit: usize) -> (Arc<MemoryBudget>, Session) {
 
 /// Sends for as long as the peer gives credit.
 async fn fill(stream: &mut RelayStream) {
-    let mut frame = vec![0; ChunkHeader::LEN + MAX_CHUNK_LEN];
     let filling = async {
         loop {
             std::future::poll_fn(|cx| stream.poll_ready(cx))
                 .await
                 .unwrap();
+            let mut frame = vec![0; ChunkHeader::LEN + stream.chunk_room().min(16 * 1024)];
             std::future::poll_fn(|cx| std::task::Poll::Ready(stream.send_chunk(cx, &mut frame)))
                 .await
                 .unwrap();

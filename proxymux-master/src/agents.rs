@@ -21,6 +21,7 @@ use proxymux_transport::{
     socket::{self, SessionSocket},
     telemetry::chain,
     tls::{self, TlsError},
+    tls_stream::TlsStream,
     trust::PeerTrust,
 };
 use rustls::ServerConfig;
@@ -246,8 +247,12 @@ async fn establish(
         worn_out_at: WORN_OUT_AT,
     };
     let memory = master.memory.session(master.config.max_memory_per_session);
-    let (mux, mut incoming, driver) =
-        mux::start_within(secured.stream, Role::Master, limits, memory);
+    let (mux, mut incoming, driver) = mux::start_within(
+        TlsStream::from(secured.stream),
+        Role::Master,
+        limits,
+        memory,
+    );
     // Whoever opens no control stream is not to keep its connection.
     let mut driver = AbortOnDropHandle::new(drive(driver));
     let core = match session::control_stream(&mut incoming).await {

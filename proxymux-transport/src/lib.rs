@@ -28,5 +28,6 @@ pub mod stream;
 mod stream_state;
 pub mod telemetry;
 pub mod tls;
+pub mod tls_stream;
 pub mod trust;
 pub mod unix_socket;

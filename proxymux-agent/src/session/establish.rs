@@ -14,6 +14,7 @@ use proxymux_transport::{
     session::{Event, SessionCore, SessionOver},
     socket::{self, SessionSocket},
     tls::{self, TlsError, TlsFault, describe_io_error},
+    tls_stream::TlsStream,
     trust::PeerTrust,
 };
 use tokio::{
@@ -176,7 +177,8 @@ pub(crate) async fn establish(
         worn_out_at: u32::MAX,
     };
     let memory = agent.memory.session(agent.config.max_memory_per_session);
-    let (mux, incoming, driver) = mux::start_within(secured.stream, Role::Agent, limits, memory);
+    let (mux, incoming, driver) =
+        mux::start_within(TlsStream::from(secured.stream), Role::Agent, limits, memory);
     let driver = proxymux_transport::session::drive(driver);
     let control = mux.open().await.map_err(EstablishError::Open)?;
     let mut core = SessionCore::new(mux, ControlStream::new(control), session_socket, driver);

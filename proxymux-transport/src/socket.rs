@@ -77,6 +77,11 @@ pub fn limit_segments(socket: &impl AsFd, largest: u16) -> io::Result<()> {
 
 /// Sets up a TCP connection that is relayed.
 ///
+/// The kernel's buffers are bounded on both sides: left to itself the kernel lets one stalled
+/// connection have megabytes, and bytes that wait that long have left the processor's cache by the
+/// time they are copied. The throughput of one connection is bounded with them, to 256 KiB for each
+/// round trip; both ends of a relay are nearby.
+///
 /// Keep-alive finds a peer that went without a word. `TCP_USER_TIMEOUT` is not set: it would end
 /// a connection whose reader is merely slow.
 ///
@@ -85,6 +90,8 @@ pub fn limit_segments(socket: &impl AsFd, largest: u16) -> io::Result<()> {
 /// When the kernel refuses an option.
 pub fn prepare_relayed(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
+    socket.set_recv_buffer_size(RELAYED_BUFFER)?;
+    socket.set_send_buffer_size(RELAYED_BUFFER)?;
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_PERIOD)
@@ -334,6 +341,10 @@ impl SessionSocket {
         let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
     }
 }
+
+/// The size of a relayed connection's buffers, each way; the kernel doubles it to have room for
+/// its own account (socket(7), `SO_RCVBUF`). Half of the doubled size is payload.
+const RELAYED_BUFFER: usize = 128 * 1024;
 
 /// What may wait unsent in the kernel of a session's connection: at 2 Mbit/s it delays a ping by
 /// half a second at most, and it is ample for a fast link, whose buffer empties quickly.

@@ -1,7 +1,7 @@
 //! Metrics of the process as the kernel sees it, and of its tasks that panicked.
 //!
-//! Owns reading `/proc/self` when somebody asks; nothing is kept. What cannot be read has no
-//! sample. Panics are counted by the hook in `telemetry`.
+//! Owns reading `/proc/self`, and asking the runtime, when somebody asks; nothing is kept. What
+//! cannot be read has no sample. Panics are counted by the hook in `telemetry`.
 
 use std::fmt;
 
@@ -10,18 +10,23 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
+use tokio::runtime::Handle;
 
 use super::{Registry, Unit};
 use crate::telemetry::panics;
 
 /// Metrics of this process.
 #[derive(Debug)]
-pub struct ProcessMetrics(());
+pub struct ProcessMetrics {
+    /// Where the daemon's tasks run; the admin address has a runtime of its own.
+    runtime: Option<Handle>,
+}
 
 impl ProcessMetrics {
-    /// Registers the metrics.
+    /// Registers the metrics. To be called in the daemon's runtime, whose tasks are counted.
     pub fn register(registry: &mut Registry) {
-        registry.register_collector(Box::new(Self(())));
+        let runtime = Handle::try_current().ok();
+        registry.register_collector(Box::new(Self { runtime }));
     }
 }
 
@@ -44,6 +49,16 @@ impl Collector for ProcessMetrics {
                 MetricType::Gauge,
             )?;
             ConstGauge::new(open).encode(files)?;
+        }
+        let tasks = encoder.encode_descriptor(
+            "tasks",
+            "Tasks that have not ended: some for the daemon, some for each session, one for each connection.",
+            None,
+            MetricType::Gauge,
+        )?;
+        let alive = self.runtime.as_ref().map(|r| r.metrics().num_alive_tasks());
+        if let Some(alive) = alive.and_then(|alive| i64::try_from(alive).ok()) {
+            ConstGauge::new(alive).encode(tasks)?;
         }
         let panicked = encoder.encode_descriptor(
             "tasks_panicked",

@@ -3,10 +3,11 @@
 //! A [`Stage`] is a cluster whose every process can be killed; a [`Load`] asks of it without
 //! pause and remembers what each request came to; [`aborts`] is clients that give up, at each
 //! stage of a connection; [`Holdings`] is what a process holds, to be compared with what it held
-//! before. What must be true of them is for the tests to say.
+//! before. What must be true of them is for the tests to say, and for [`soak`], which is a program.
 
 pub mod aborts;
 mod load;
+pub mod soak;
 mod stage;
 mod target;
 mod usage;
@@ -15,5 +16,5 @@ pub use self::{
     load::{HANG, Load, Report, Request},
     stage::{Stage, Victim, Window},
     target::{Dispenser, dispenser},
-    usage::{Holdings, Slack},
+    usage::{Holdings, Named, Slack, holdings, settle},
 };

@@ -17,6 +17,7 @@ mod demo;
 mod fuzz;
 mod gen_docs;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -47,6 +48,8 @@ enum Verb {
     Bench(bench::Options),
     /// Write the lists in the documents anew
     GenDocs(gen_docs::Options),
+    /// Kill, cut and abort under load, for so many minutes
+    Soak(soak::Options),
     /// Fuzz the decoders
     Fuzz(fuzz::Options),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::GenDocs(options) => gen_docs::run(&options),
+        Verb::Soak(options) => soak::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
     };
     match result {

@@ -305,3 +305,41 @@ const LOG: &str = "/containerLogs/default/pod/main?follow=true&tailLines=1";
 
 /// A user who was turned away does not ask again in the same instant.
 const BREATH: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_fault_at_the_same_node_and_time_excuses_a_failure() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let windows = [Window {
+            node: Some(0),
+            began: at(10),
+            ended: at(20),
+        }];
+        let excused = |node, began, ended, wrong| {
+            let request = Request {
+                node,
+                kind: Kind::Health,
+                began: at(began),
+                ended: at(ended),
+                error: "connection reset".to_owned(),
+                wrong,
+            };
+            let report = Report {
+                failed: vec![request],
+                ..Report::default()
+            };
+            report.check(&windows).is_ok()
+        };
+
+        assert!(excused(0, 5, 11, false));
+        assert!(excused(0, 19, 25, false));
+        assert!(!excused(0, 1, 9, false), "before");
+        assert!(!excused(0, 21, 22, false), "after");
+        assert!(!excused(1, 12, 13, false), "at another node");
+        assert!(!excused(0, 12, 13, true), "wrong in itself");
+    }
+}

@@ -211,7 +211,9 @@ impl Stage {
             .arg(&serving.cert);
         command.arg("--key").arg(&serving.key);
         command.arg("--client-ca").arg(cluster.pki().ca_file());
-        let mut kubelet = Daemon::spawn(format!("kubelet on {}", host.name()), command)?;
+        let log = cluster.dir().join(format!("kubelet-{node}.log"));
+        let name = format!("kubelet on {}", host.name());
+        let mut kubelet = Daemon::spawn_logging_to(name, command, &log)?;
         kubelet.wait_for_line("kubelet is up", UP_LIMIT)?;
         Ok(kubelet)
     }

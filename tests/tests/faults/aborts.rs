@@ -8,9 +8,9 @@ use proxymux_tests::{
     doors::{Door, at_master, start_with_both_doors},
     far_target::far_target,
     faults::{
-        Holdings, Slack,
+        Slack,
         aborts::{Targets, storm},
-        dispenser,
+        dispenser, holdings, settle,
     },
 };
 use tokio::time::{Instant, sleep};
@@ -35,10 +35,7 @@ async fn twenty_thousand_aborts_leave_nothing_behind() -> Result<()> {
     run(Door::Tcp, WARM_UP, seed)?;
     eventually_async(SETTLE, async || far_end.open() == 0).await;
     sleep(REST).await;
-    let mut before = Vec::new();
-    for daemon in cluster.all_daemons() {
-        before.push(Holdings::of(daemon)?);
-    }
+    let before = holdings(&cluster).await?;
     for round in 1..=ROUNDS {
         let began = Instant::now();
         run(Door::Unix, UNIX, seed + 2 * round)?;
@@ -49,10 +46,10 @@ async fn twenty_thousand_aborts_leave_nothing_behind() -> Result<()> {
             began.elapsed()
         );
         eventually_async(SETTLE, async || far_end.open() == 0).await;
-        for (daemon, before) in cluster.all_daemons().zip(&before) {
-            let now = Holdings::settle(daemon, before, SLACK, SETTLE).await;
-            let now = now.with_context(|| format!("round {round}, seed {seed}"))?;
-            eprintln!("{}: before {before}; now {now}", daemon.name());
+        let now = settle(&cluster, &before, SLACK, SETTLE).await;
+        let now = now.with_context(|| format!("round {round}, seed {seed}"))?;
+        for (name, now) in now {
+            eprintln!("{name}: {now}");
         }
     }
     let panics = |line: &str| line.contains("panic");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use proxymux_testkit::cluster::Cluster;
-use proxymux_tests::faults::{HANG, Holdings, Load, Slack, Stage, Victim};
+use proxymux_tests::faults::{HANG, Load, Slack, Stage, Victim, holdings, settle};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,11 +22,8 @@ async fn fifty_deaths_under_load_cost_only_the_requests_of_their_victims() -> Re
     sleep(WARM_UP).await;
     let quiet = load.stop().await?;
     assert_eq!(quiet.failed.len(), 0, "{:?}", quiet.failed);
-    let mut before = Vec::new();
     sleep(REST).await;
-    for daemon in stage.cluster.all_daemons() {
-        before.push(Holdings::of(daemon)?);
-    }
+    let before = holdings(&stage.cluster).await?;
 
     let load = Load::start(&stage.api, &targets, USERS, random.u64(..));
     let began = Instant::now();
@@ -56,10 +53,10 @@ async fn fifty_deaths_under_load_cost_only_the_requests_of_their_victims() -> Re
         .with_context(|| format!("seed {seed}"))?;
     assert!(report.slowest_failure < HANG);
     assert!(report.good > 500 && report.failed.len() > 20, "{report:?}");
-    for (daemon, before) in stage.cluster.all_daemons().zip(&before) {
-        let now = Holdings::settle(daemon, before, SLACK, SETTLE).await;
-        let now = now.with_context(|| format!("seed {seed}"))?;
-        eprintln!("{}: before {before}; now {now}", daemon.name());
+    let now = settle(&stage.cluster, &before, SLACK, SETTLE).await;
+    let now = now.with_context(|| format!("seed {seed}"))?;
+    for ((name, now), (_, before)) in now.iter().zip(&before) {
+        eprintln!("{name}: before {before}; now {now}");
     }
     Ok(())
 }

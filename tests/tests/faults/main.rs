@@ -7,6 +7,7 @@
 mod aborts;
 mod kills;
 mod links;
+mod soak;
 
 use std::env;
 

@@ -1,10 +1,13 @@
 //! The bench itself: that it measures every part of what it promises, tells it in the promised
 //! form, and leaves nothing behind. Its figures are worth nothing at these sizes.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, os::unix::process::CommandExt, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::Pid;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use proxymux_testkit::{cluster::BIN_DIR_VARIABLE, process::Daemon};
 use serde_json::Value;
 
@@ -51,6 +54,20 @@ fn every_part_is_measured_and_told_in_the_promised_form() -> Result<()> {
     let figures = json["figures"].as_array().context("no figures")?;
     ensure!(figures.len() >= 15, "{figures:#?}");
     bench.wait_for_line("figures to reach:", Duration::ZERO)?;
+    nothing_is_left_of(bench.pid())
+}
+
+#[test]
+fn ctrl_c_in_the_middle_leaves_nothing_behind() -> Result<()> {
+    // A group of its own, so that the signal reaches the daemons too, as in a terminal.
+    let mut command = bench(&["--tiny"], None);
+    command.process_group(0);
+    let mut bench = Daemon::spawn("bench", command)?;
+    bench.wait_for_line("round 1 of 1", LIMIT)?;
+
+    killpg(bench.pid(), Signal::SIGINT)?;
+
+    assert_eq!(bench.wait(LIMIT)?.code(), Some(130));
     nothing_is_left_of(bench.pid())
 }
 

@@ -1,7 +1,8 @@
 //! Whether a session's peer is alive.
 //!
-//! Owns the rule and its two numbers; the caller owns the clock, and calls [`Liveness::tick`]
-//! once per [`TICK`] with what it knows of the connection. Pings also measure the round trip.
+//! Owns the rule and its numbers; the caller owns the clock, and calls [`Liveness::tick`] when
+//! [`Liveness::next_tick`] says, with what it knows of the connection. Pings also measure the
+//! round trip. A session that is idle wakes its process as seldom as can be.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::socket::TcpProgress;
 #[derive(Debug)]
 pub struct Liveness {
     last_life: Instant,
+    last_tick: Option<Instant>,
     bytes_received: u64,
     /// As of the last tick.
     progress: Option<TcpProgress>,
@@ -45,6 +47,7 @@ impl Liveness {
     pub fn new(now: Instant) -> Self {
         Self {
             last_life: now,
+            last_tick: None,
             bytes_received: 0,
             progress: None,
             last_ping: None,
@@ -59,14 +62,23 @@ impl Liveness {
     /// where the kernel tells: on a slow link under load a ping and its answer queue behind bulk
     /// data. Without such a load acknowledgements say nothing: the kernel of a peer that is
     /// stopped goes on acknowledging our pings.
+    ///
+    /// When the last byte came is taken from the kernel, where it tells: the last tick may be long
+    /// ago. It is never put before that tick, since what the kernel has had for long may have
+    /// been taken from it only now.
     pub fn tick(&mut self, now: Instant, received: u64, progress: Option<TcpProgress>) -> Verdict {
         let advances = match (self.progress, progress) {
             (Some(before), Some(after)) => before.outstanding && after.acked != before.acked,
             _ => false,
         };
-        if received != self.bytes_received || advances {
+        if advances {
             self.last_life = now;
+        } else if received != self.bytes_received {
+            let unheard = progress.map_or(Duration::ZERO, |progress| progress.unheard);
+            let since_tick = now.saturating_duration_since(self.last_tick.unwrap_or(now));
+            self.last_life = self.last_life.max(now - unheard.min(since_tick));
         }
+        self.last_tick = Some(now);
         self.bytes_received = received;
         self.progress = progress;
         let silent = now.saturating_duration_since(self.last_life);
@@ -81,6 +93,18 @@ impl Liveness {
         } else {
             Verdict::Alive
         }
+    }
+
+    /// When [`Liveness::tick`] is to be called next: at once at first, and seldom while all is
+    /// well. An answer that comes in between moves it.
+    #[must_use]
+    pub fn next_tick(&self, now: Instant) -> Instant {
+        let Some(last) = self.last_tick else {
+            return now;
+        };
+        let waits = self.progress.is_none_or(|progress| progress.outstanding)
+            || self.last_ping.is_none_or(|ping| !ping.answered);
+        last + if waits { TICK } else { IDLE_TICK }
     }
 
     /// The number for a ping that is sent now.
@@ -113,9 +137,13 @@ impl Liveness {
     }
 }
 
-/// How often [`Liveness::tick`] is to be called: a dead peer is noticed within
-/// [`DEAD_AFTER`] and one tick.
+/// How often [`Liveness::tick`] is to be called while an answer or an acknowledgement is waited
+/// for: a dead peer is noticed within [`DEAD_AFTER`] and one tick.
 pub const TICK: Duration = Duration::from_secs(1);
+
+/// The same while nothing is waited for, and the kernel will say when the last byte came. Each
+/// tick is two wake-ups of the process, since a timer this long is approached in two steps.
+const IDLE_TICK: Duration = Duration::from_millis(2_500);
 
 /// How often a ping is sent.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
@@ -147,6 +175,7 @@ mod tests {
         Some(TcpProgress {
             acked,
             outstanding: true,
+            unheard: Duration::ZERO,
         })
     }
 
@@ -154,6 +183,7 @@ mod tests {
         Some(TcpProgress {
             acked,
             outstanding: false,
+            unheard: Duration::ZERO,
         })
     }
 
@@ -184,6 +214,65 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_the_kernels_word_only_bytes_count() {
         assert_eq!(first_death(60, |_| (0, None)).unwrap().0, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_session_is_looked_at_twice_for_each_ping_and_a_silent_one_every_second() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        let mut now = start;
+        let mut ticks = Vec::new();
+        // Answered up to and with the third ping.
+        loop {
+            now = liveness.next_tick(now);
+            ticks.push((now - start).as_millis());
+            let answers = now - start <= PING_EVERY * 2;
+            let received = (now - start).min(PING_EVERY * 2).as_secs();
+            match liveness.tick(now, received, quiet(0)) {
+                Verdict::Ping(number) if answers => drop(liveness.pong(number, now)),
+                Verdict::Dead(silent) => break assert!(silent >= DEAD_AFTER),
+                _ => {}
+            }
+        }
+        assert_eq!(ticks.get(..5), Some(&[0, 2_500, 5_000, 7_500, 10_000][..]));
+        assert_eq!(ticks.get(5..8), Some(&[12_500, 15_000, 16_000][..]));
+        assert_eq!(ticks.last(), Some(&25_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_byte_counts_from_when_it_came_and_not_from_when_it_was_looked_for() {
+        let start = Instant::now();
+        let second = |second: u64| start + Duration::from_secs(second);
+        let with_unheard = |seconds| {
+            quiet(0).map(|progress| TcpProgress {
+                unheard: Duration::from_secs(seconds),
+                ..progress
+            })
+        };
+        let mut liveness = Liveness::new(start);
+        liveness.tick(second(1), 1, with_unheard(0));
+        // It came at 3, and then nothing more.
+        liveness.tick(second(5), 2, with_unheard(2));
+
+        let verdicts = [17, 18].map(|at| liveness.tick(second(at), 2, with_unheard(at - 3)));
+
+        assert!(!matches!(verdicts[0], Verdict::Dead(_)), "{verdicts:?}");
+        assert_eq!(verdicts[1], Verdict::Dead(DEAD_AFTER));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_that_the_kernel_has_had_for_long_counts_from_the_last_tick() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        liveness.tick(start + Duration::from_secs(14), 0, quiet(0));
+        let late = quiet(0).map(|progress| TcpProgress {
+            unheard: Duration::from_secs(40),
+            ..progress
+        });
+
+        let verdict = liveness.tick(start + Duration::from_secs(15), 1, late);
+
+        assert!(!matches!(verdict, Verdict::Dead(_)), "{verdict:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 //! That happens where a link has a smaller MTU than both ends and the ICMP messages that should
 //! say so are dropped. TCP then waits for ever for a segment that never arrives, while everything
 //! small still passes. Owns the signs of it, in [`SegmentWatch`]; the caller owns the clock and
-//! calls once per [`crate::liveness::TICK`]. What follows from a sign is the agent's business:
-//! only another session with small segments can tell it from a peer that hangs.
+//! calls when [`crate::liveness::Liveness::next_tick`] says. What follows from a sign is the
+//! agent's business: only another session with small segments can tell it from a peer that hangs.
 
 use std::time::Duration;
 

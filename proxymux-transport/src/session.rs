@@ -10,12 +10,12 @@ use proxymux_proto::{ControlMessage, Drain, EndCode, MAX_PADDING, PaddedPing, Se
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinHandle,
-    time::{Instant, Interval, MissedTickBehavior},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
     control::{ControlError, ControlStream},
-    liveness::{Liveness, TICK, Verdict},
+    liveness::{Liveness, Verdict},
     mux::{Driver, Mux, SessionFault},
     segments::{Look, SegmentWatch, Sign},
     socket::{SessionSocket, TcpSegments},
@@ -31,7 +31,6 @@ pub struct SessionCore {
     mux: Mux,
     control: ControlStream,
     liveness: Liveness,
-    ticks: Interval,
     socket: SessionSocket,
     watch: Option<SegmentWatch>,
     driver: JoinHandle<SessionFault>,
@@ -84,13 +83,10 @@ impl SessionCore {
         socket: SessionSocket,
         driver: JoinHandle<SessionFault>,
     ) -> Self {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             mux,
             control,
             liveness: Liveness::new(Instant::now()),
-            ticks,
             socket,
             watch: None,
             driver,
@@ -198,7 +194,7 @@ impl SessionCore {
                     self.control.queue(&ControlMessage::Abort { stream, code }).map(|()| None)
                 }
                 () = self.mux.worn_out() => Ok(Some(Event::WornOut)),
-                _ = self.ticks.tick() => self.tick(),
+                () = sleep_until(self.liveness.next_tick(Instant::now())) => self.tick(),
             };
             match done {
                 Ok(None) => {}

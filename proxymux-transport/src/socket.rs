@@ -151,6 +151,8 @@ pub struct TcpProgress {
     pub acked: u64,
     /// Whether bytes wait to be sent or to be acknowledged.
     pub outstanding: bool,
+    /// How long ago the last bytes arrived.
+    pub unheard: Duration,
 }
 
 /// What the kernel knows of a TCP connection's segments.
@@ -173,7 +175,12 @@ pub fn tcp_progress(socket: &impl AsFd) -> Option<TcpProgress> {
     let info = TcpInfo::of(socket)?;
     let acked = u64::from_ne_bytes(info.bytes(TCP_INFO_BYTES_ACKED)?);
     let outstanding = info.word(TCP_INFO_UNACKED)? > 0 || info.word(TCP_INFO_NOTSENT_BYTES)? > 0;
-    Some(TcpProgress { acked, outstanding })
+    let unheard = Duration::from_millis(info.word(TCP_INFO_LAST_DATA_RECV)?.into());
+    Some(TcpProgress {
+        acked,
+        outstanding,
+        unheard,
+    })
 }
 
 /// Asks the kernel about a TCP connection's segments; `None` for other sockets.
@@ -370,11 +377,12 @@ const SCRAP_LEN: usize = 4 * 1024;
 
 /// Places in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end: after
 /// 8 bytes, of which the third is `tcpi_retransmits`, come 24 words, of which `tcpi_snd_mss` is the
-/// third, `tcpi_unacked` the fifth and `tcpi_advmss` the twentieth; then two 64-bit pacing rates,
-/// `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
+/// third, `tcpi_unacked` the fifth, `tcpi_last_data_recv` the twelfth and `tcpi_advmss` the
+/// twentieth; then two 64-bit pacing rates, `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
 const TCP_INFO_RETRANSMITS: usize = 2;
 const TCP_INFO_SND_MSS: usize = 16;
 const TCP_INFO_UNACKED: usize = 24;
+const TCP_INFO_LAST_DATA_RECV: usize = 52;
 const TCP_INFO_ADVMSS: usize = 84;
 const TCP_INFO_BYTES_ACKED: usize = 120;
 const TCP_INFO_BYTES_RECEIVED: usize = 128;
@@ -411,6 +419,19 @@ mod tests {
 
         let after = tcp_progress(&near).unwrap();
         assert_eq!((after.acked - before, after.outstanding), (4096, false));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_knows_when_something_last_arrived() {
+        let (mut near, mut far) = pair().await;
+        far.write_all(b"x").await.unwrap();
+        near.read_exact(&mut [0; 1]).await.unwrap();
+        assert!(tcp_progress(&near).unwrap().unheard < Duration::from_secs(1));
+
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+
+        let unheard = tcp_progress(&near).unwrap().unheard;
+        assert!(unheard >= Duration::from_secs(1), "{unheard:?}");
     }
 
     #[tokio::test]

@@ -22,7 +22,11 @@ fn signs(seconds: u64, see: impl Fn(u64) -> Second) -> Vec<(u64, Sign)> {
         } = see(second);
         Look {
             received,
-            progress: TcpProgress { acked, outstanding },
+            progress: TcpProgress {
+                acked,
+                outstanding,
+                unheard: Duration::ZERO,
+            },
             segments: TcpSegments {
                 largest_sent: 8948,
                 largest_taken: 8948,

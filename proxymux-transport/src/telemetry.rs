@@ -292,4 +292,15 @@ mod tests {
         let error = Outer(std::io::Error::other("inner\nline"));
         assert_eq!(chain(&error), "outer: inner line");
     }
+
+    #[test]
+    fn a_panic_of_a_task_is_counted() {
+        std::panic::set_hook(Box::new(note_panic));
+        let before = panics();
+
+        let ended = std::thread::spawn(|| panic!("on purpose")).join();
+
+        assert!(ended.is_err());
+        assert_eq!(panics(), before + 1);
+    }
 }

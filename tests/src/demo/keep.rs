@@ -50,6 +50,17 @@ pub(super) async fn play(show: &mut Checks, stage: &Stage) -> Result<()> {
     ));
     show.screen
         .verbatim(&format!("{:<16} {}", "front door", stage.door()));
+    for who in Who::BOTH {
+        let verb = match who {
+            Who::Master => "nodes",
+            Who::Agent => "status",
+        };
+        let (program, file) = (who.program(), stage.path(who.file_name()));
+        show.screen.verbatim(&format!(
+            "{:<16} {program} {verb} --config={file}",
+            "how it is"
+        ));
+    }
     show.screen.gap();
     show.screen.say(&format!(
         "Ctrl-C, or `kill {}`, ends it and removes all of this.",

@@ -11,6 +11,7 @@ use super::{
     screen::span,
     stage::{Stage, Who},
 };
+use crate::admin::command;
 
 pub(super) async fn play(show: &mut Checks, stage: &mut Stage) -> Result<()> {
     show.screen.heading("3. The agent starts");
@@ -40,7 +41,25 @@ pub(super) async fn play(show: &mut Checks, stage: &mut Stage) -> Result<()> {
         lines == 3,
         "it prints the three lines asked for",
         format!("{lines} lines"),
-    )
+    )?;
+    agent_says_that_it_is_ready(show, stage)
+}
+
+fn agent_says_that_it_is_ready(show: &mut Checks, stage: &Stage) -> Result<()> {
+    show.screen.gap();
+    show.screen
+        .say("The agent can be asked how it is doing, by people and by probes:");
+    show.screen.gap();
+    let config = format!("--config={}", stage.path(Who::Agent.file_name()));
+    show.screen
+        .typed(&format!("proxymux-agent status --ready {config}"));
+    let expected = "the agent says that it is ready";
+    let asked = command("proxymux-agent", &["status", "--ready", &config]);
+    let said = show.have(expected, asked)?;
+    show.screen.verbatim(&said.stdout);
+    show.screen.gap();
+    let seen = format!("{}{}", said.stdout, said.stderr);
+    show.check(said.code == Some(0), expected, seen.trim_end())
 }
 
 async fn session_comes_up(show: &mut Checks, stage: &mut Stage) -> Result<()> {

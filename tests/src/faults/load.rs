@@ -310,8 +310,8 @@ const BREATH: Duration = Duration::from_millis(50);
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn only_a_fault_at_the_same_node_and_time_excuses_a_failure() {
+    #[test]
+    fn only_a_fault_at_the_same_node_and_time_excuses_a_failure() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let windows = [Window {

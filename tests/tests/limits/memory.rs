@@ -6,19 +6,21 @@ use anyhow::{Context, Result, ensure};
 use proxymux_testkit::{
     apiserver::{ApiServer, ConnectError, Tunnel},
     cluster::Cluster,
+    far_end::Script,
     pki::CertFiles,
 };
 use proxymux_tests::{
     access::access_lines_now,
     endless::{EndlessNode, flood},
     events::wait_for_message,
+    far_target::{ALLOW, far_target, scripted_far_end},
     following::Following,
     limits::{SOON, within},
     rogue::RogueHost,
 };
 use proxymux_transport::limits::raise_open_files;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -82,6 +84,35 @@ async fn one_byte_frames_on_many_streams_stay_within_the_memory_of_a_session() -
     ensure!(!flooding.is_finished(), "the session ended");
     flooding.abort();
     stage.the_rest_is_served().await
+}
+
+/// A download that ran has filled buffers which one that never ran has not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn downloads_that_ran_and_then_stall_keep_little_memory_on_either_end() -> Result<()> {
+    let mut cluster = Cluster::builder().agent_lines(ALLOW).start()?;
+    let _far_end = scripted_far_end(&cluster, 0)?;
+    let (api, target) = (cluster.api()?, far_target(&cluster, 0));
+    let mut stalled = Vec::new();
+
+    for _ in 0..200 {
+        let mut tunnel = within(SOON, "connect", api.connect(&target)).await?;
+        let script = format!("{}\n", Script::source(1 << 40, 1));
+        tunnel.write_all(script.as_bytes()).await?;
+        let (mut first, mut nowhere) = ((&mut tunnel).take(8 << 20), sink());
+        within(SOON, "download", copy(&mut first, &mut nowhere)).await?;
+        stalled.push(tunnel);
+    }
+
+    sleep(SETTLE).await;
+    let master = cluster.master(0).usage()?.rss_bytes >> 20;
+    let agent = cluster.agent(0).usage()?.rss_bytes >> 20;
+    eprintln!("MiB resident with 200 stalled downloads: master {master}, agent {agent}");
+    ensure!(master <= 64, "the master has {master} MiB resident");
+    ensure!(agent <= 64, "the agent has {agent} MiB resident");
+    for tunnel in &mut stalled {
+        within(SOON, "go on", tunnel.read_u8()).await?;
+    }
+    Ok(())
 }
 
 /// One healthy node with a user, and a machine from which nodes come that are none.

@@ -30,7 +30,7 @@ fn an_unknown_verbosity_ends_the_start_and_names_the_known_ones() -> Result<()> 
 fn wrong_arguments_end_the_start_and_are_named() -> Result<()> {
     let cases: [(&[&str], &str); 4] = [
         (&["--confg=x"], "error: unexpected argument '--confg' found"),
-        (&["run"], "error: unexpected argument 'run' found"),
+        (&["run"], "error: unrecognized subcommand 'run'"),
         (
             &["--config"],
             "error: a value is required for '--config <PATH>' but none was supplied",

@@ -93,17 +93,18 @@ impl Stage {
         Ok(event.text("error").context("an error")?.to_owned())
     }
 
-    /// The next event with this message, which must be a warning; or the same warning has been
-    /// given a moment ago, and is not repeated.
+    /// The next event with this message, which must be a warning; or it is of a refusal of which
+    /// the same warning has been given a moment ago, and is not repeated.
     pub(crate) fn trouble(&mut self, message: &str) -> Result<LogEvent> {
         let event = self.event(|event| event.message == message)?;
         let fault = event.text("reason").or(event.text("error"));
         let fault = (message.to_owned(), fault.unwrap_or_default().to_owned());
-        if self.told.insert(fault) {
+        let refusal = message != "session lost";
+        if refusal && !self.told.insert(fault) {
+            assert_eq!(event.level, "DEBUG", "{event:?}");
+        } else {
             assert_eq!(event.level, "WARN", "{event:?}");
             self.troubles += 1;
-        } else {
-            assert_eq!(event.level, "DEBUG", "{event:?}");
         }
         Ok(event)
     }

@@ -143,7 +143,10 @@ impl Worker {
                     if released.lived >= SETTLED {
                         self.backoff.reset();
                     }
-                    let pause = self.length_of(released.pause);
+                    let pause = match released.pause {
+                        Pause::Backoff => self.backoff.after_session(),
+                        pause => self.length_of(pause),
+                    };
                     self.row
                         .failed(format!("last session: {}", released.reason), pause);
                     pause

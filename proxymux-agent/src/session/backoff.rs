@@ -41,6 +41,13 @@ impl Backoff {
         up_to(ceiling)
     }
 
+    /// The same after a session that did not last. The master had let it in, so it is not too busy
+    /// for its fleet: it has died or restarts, and is waited for like one that is down.
+    pub(crate) fn after_session(&mut self) -> Duration {
+        self.attempts = 0;
+        self.until_answered(Unnoticed::Refused)
+    }
+
     /// Begins anew, after a success that lasted.
     pub(crate) fn reset(&mut self) {
         *self = Self::default();
@@ -147,6 +154,22 @@ mod tests {
             longest = longest.max(backoff.next());
         }
         assert!(longest > LONGEST * 3 / 4, "{longest:?}");
+    }
+
+    #[test]
+    fn a_master_that_dies_again_and_again_is_never_waited_for_as_if_it_were_busy() {
+        for _ in 0..200 {
+            let mut backoff = Backoff::default();
+            // It dies in the middle of handshakes, too.
+            for _ in 0..10 {
+                let _ = backoff.next();
+            }
+            assert!(backoff.after_session() <= FIRST);
+            for _ in 0..10 {
+                assert!(backoff.after_session() <= LONGEST_REFUSED);
+            }
+            assert!(backoff.next() <= FIRST);
+        }
     }
 
     #[test]

@@ -79,8 +79,8 @@ pub fn limit_segments(socket: &impl AsFd, largest: u16) -> io::Result<()> {
 ///
 /// The kernel's buffers are bounded on both sides: left to itself the kernel lets one stalled
 /// connection have megabytes, and bytes that wait that long have left the processor's cache by the
-/// time they are copied. The throughput of one connection is bounded with them, to 256 KiB for each
-/// round trip; both ends of a relay are nearby.
+/// time they are copied. The throughput of one connection is bounded with them, to some 128 KiB of
+/// payload for each round trip; both ends of a relay are nearby.
 ///
 /// Keep-alive finds a peer that went without a word. `TCP_USER_TIMEOUT` is not set: it would end
 /// a connection whose reader is merely slow.

@@ -366,7 +366,8 @@ struct RawStream {
     shared: Arc<StreamShared>,
     packet: Option<yamux::Packet>,
     used: usize,
-    /// Bytes without credit or room; holds a small chunk, or queued messages.
+    /// Bytes without credit or room; holds a small chunk, a whole one while the session itself
+    /// takes nothing, or queued messages.
     pending: Vec<u8>,
 }
 

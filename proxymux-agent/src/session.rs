@@ -14,7 +14,10 @@ use std::{
 };
 
 use proxymux_proto::{EndCode, InstanceId, SessionEnd};
-use proxymux_transport::telemetry::{chain, millis};
+use proxymux_transport::{
+    telemetry::{chain, millis},
+    tls::{TlsError, TlsFaultKind},
+};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -226,6 +229,12 @@ impl Worker {
         let trouble = match error {
             // Its text may name ports, which are others at each attempt.
             EstablishError::Rejected(end) => end.code.as_str().to_owned(),
+            // Whether a peer that hangs up is seen to close or to reset is chance.
+            EstablishError::Tls(TlsError { fault, .. }) | EstablishError::TlsAfterwards(fault)
+                if is_hanging_up(fault.kind()) =>
+            {
+                "hung up".to_owned()
+            }
             _ => text.clone(),
         };
         if self.trouble.as_ref() == Some(&trouble) {
@@ -305,6 +314,10 @@ impl Path {
     fn lock(&self) -> MutexGuard<'_, SegmentMemory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_hanging_up(kind: TlsFaultKind) -> bool {
+    matches!(kind, TlsFaultKind::Closed | TlsFaultKind::Reset)
 }
 
 fn is_already_connected(error: &EstablishError) -> bool {

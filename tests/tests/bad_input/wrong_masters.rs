@@ -84,8 +84,8 @@ async fn a_kubelet_is_said_to_be_a_node() -> Result<()> {
 async fn a_server_that_closes_at_once_is_said_to_do_so() -> Result<()> {
     let stage = WrongMaster::new(|_, at| serve(at, |stream| async { drop(stream) })).await?;
 
-    // Whether it closes before or after our first bytes is chance, so the agent may say either;
-    // but each no more than once in a row.
+    // Whether it closes before or after our first bytes is chance, so the agent may say either,
+    // and need not say the other one as news.
     stage
         .agent_says_one_of(&[
             "TLS handshake with the master failed: it closed the connection during the handshake",
@@ -160,14 +160,7 @@ impl WrongMaster {
             event.message == "still no session"
         })?;
         let complaints = complaints(agent, 0);
-        let mut errors: Vec<_> = complaints.iter().map(|event| event.text("error")).collect();
-        let all = errors.len();
-        errors.dedup();
-        assert_eq!(
-            errors.len(),
-            all,
-            "said more than once in a row: {complaints:#?}"
-        );
+        assert_eq!(complaints.len(), 1, "said more than once: {complaints:#?}");
         self.bystander.is_served().await?;
         let sessions = since(self.cluster.agent(0), 0)
             .into_iter()

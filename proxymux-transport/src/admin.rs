@@ -37,6 +37,17 @@ pub trait Answers: Send + Sync + 'static {
 
     /// The status as JSON.
     fn status(&self) -> serde_json::Value;
+
+    /// What only this daemon answers, for commands of its own; `None` if there is no such path.
+    /// The query is what follows the question mark, as it came.
+    ///
+    /// # Errors
+    ///
+    /// When the question makes no sense, or there can be no answer: why, in one line.
+    fn other(&self, path: &str, query: &str) -> Option<Result<serde_json::Value, String>> {
+        let _ = (path, query);
+        None
+    }
 }
 
 /// The running admin address. Dropping it closes the address and ends its thread.

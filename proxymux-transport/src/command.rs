@@ -113,16 +113,50 @@ impl Program {
         }
     }
 
+    /// Asks the daemon once for what only it answers, and prints that: as text that `show` makes,
+    /// or as JSON.
+    #[must_use]
+    pub fn ask_for(
+        self,
+        at: &AdminAddr,
+        path: &str,
+        json: bool,
+        show: fn(&Value) -> String,
+    ) -> ExitCode {
+        let answered = in_runtime(async {
+            let answer = self.answer(at, path).await?;
+            print(&form(&answer, json, show)).map(|_| ())
+        });
+        match answered {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => self.fail(&problem),
+        }
+    }
+
     async fn status(self, at: &AdminAddr) -> Result<Value, String> {
-        let reply = fetch(at, self.0, "/status").await;
+        self.answer(at, "/status").await
+    }
+
+    async fn answer(self, at: &AdminAddr, path: &str) -> Result<Value, String> {
+        let reply = fetch(at, self.0, path).await;
         let Reply { status, body } = reply.map_err(|error: FetchError| chain(&error))?;
-        if status != 200 {
-            let reason = body.trim();
-            return Err(format!("{at} answered with status {status}: {reason}"));
+        match status {
+            200 => {}
+            400 => return Err(body.trim().to_owned()),
+            404 => {
+                return Err(format!(
+                    "{at} knows no {path}; is it {} of this version?",
+                    self.0
+                ));
+            }
+            _ => {
+                let reason = body.trim();
+                return Err(format!("{at} answered with status {status}: {reason}"));
+            }
         }
         serde_json::from_str(&body).map_err(|error| {
             format!(
-                "{at} gave a status that is no JSON: {error}; is it {}?",
+                "{at} gave an answer that is no JSON: {error}; is it {}?",
                 self.0
             )
         })

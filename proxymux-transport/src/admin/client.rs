@@ -76,17 +76,13 @@ pub enum FetchError {
     },
 }
 
-/// Asks `daemon` at an admin address for a path.
+/// Asks `daemon` at an admin address for a path, and a query if there is one behind it.
 ///
 /// # Errors
 ///
 /// When there is no answer within ten seconds, with the likely cause. An answer with a status
 /// that is an error is an answer.
-pub async fn fetch(
-    at: &AdminAddr,
-    daemon: &'static str,
-    path: &'static str,
-) -> Result<Reply, FetchError> {
+pub async fn fetch(at: &AdminAddr, daemon: &'static str, path: &str) -> Result<Reply, FetchError> {
     let asked = async {
         let connection = connect(at).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => FetchError::NotRunning {
@@ -127,7 +123,7 @@ async fn connect(at: &AdminAddr) -> io::Result<Box<dyn Connection>> {
 
 async fn ask(
     connection: Box<dyn Connection>,
-    path: &'static str,
+    path: &str,
 ) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, driver) = http1::handshake(TokioIo::new(connection)).await?;
     let _driver = AbortOnDropHandle::new(tokio::spawn(driver));

@@ -106,12 +106,15 @@ impl Server {
                 let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
                 response(StatusCode::OK, kind, self.answers.metrics())
             }
-            "/status" => {
-                let kind = HeaderValue::from_static("application/json");
-                let status = self.answers.status();
-                response(StatusCode::OK, kind, format!("{status}\n"))
-            }
-            _ => plain(StatusCode::NOT_FOUND, PATHS),
+            "/status" => json(&self.answers.status()),
+            path => match self
+                .answers
+                .other(path, request.uri().query().unwrap_or(""))
+            {
+                Some(Ok(answer)) => json(&answer),
+                Some(Err(reason)) => plain(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+                None => plain(StatusCode::NOT_FOUND, PATHS),
+            },
         }
     }
 
@@ -152,6 +155,11 @@ fn names_loopback(request: &Request<Incoming>) -> bool {
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
+fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {
+    let kind = HeaderValue::from_static("application/json");
+    response(StatusCode::OK, kind, format!("{answer}\n"))
+}
+
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response(status, kind, text)
@@ -170,7 +178,8 @@ fn response(
     response
 }
 
-const PATHS: &str = "no such path; there are /healthz, /readyz, /metrics and /status\n";
+const PATHS: &str = "no such path; there are /healthz, /readyz, /metrics, /status \
+                     and those of the daemon's own commands\n";
 
 /// A scraper, a probe of each kind and a few people; more is a mistake or malice.
 const MAX_CONNECTIONS: usize = 16;

@@ -43,6 +43,14 @@ impl Answers for Fake {
     fn status(&self) -> serde_json::Value {
         json!({ "node": "n" })
     }
+
+    fn other(&self, path: &str, query: &str) -> Option<Result<serde_json::Value, String>> {
+        match (path, query) {
+            ("/own", "nonsense") => Some(Err("that makes no sense".to_owned())),
+            ("/own", query) => Some(Ok(json!({ "asked": query }))),
+            _ => None,
+        }
+    }
 }
 
 struct Running {
@@ -135,6 +143,16 @@ async fn every_path_answers_at_a_socket_and_at_a_port() {
         assert_eq!(code, 404);
         assert!(text.contains("/metrics"), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_daemon_answers_at_paths_of_its_own_and_refuses_what_makes_no_sense() {
+    let running = start_unix().await;
+    let asked = (200, "{\"asked\":\"src=::1\"}\n".to_owned());
+    assert_eq!(running.get("/own?src=::1").await, asked);
+    let refused = (400, "that makes no sense\n".to_owned());
+    assert_eq!(running.get("/own?nonsense").await, refused);
+    assert_eq!(running.get("/owner").await.0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use proxymux_proto::{NodeName, TargetAddr};
 use proxymux_transport::{
     memory::HeldBytes,
+    pair::relay_pair,
     relay::{Outcome, RelayOptions, relay},
     stream::RelayStream,
     telemetry::{AccessLog, Path, Side},
@@ -211,7 +212,7 @@ impl front_door::Gateway for Gateway {
                     cancel: self.master.cut.clone(),
                 };
                 let bytes = access.bytes();
-                let outcome = direct::relay(client, connection, early, &options, &bytes).await;
+                let outcome = relay_pair(client, connection, early, &options, bytes).await;
                 self.master.count_cut(&outcome);
                 access.finish(outcome);
             }

@@ -145,6 +145,8 @@ pub enum Path {
     Session,
     /// The master dialled the target itself, as one of its routes says.
     Route,
+    /// The target's own connection, given to the agent on the node and relayed from there.
+    Steered,
     /// There was no connection.
     None,
 }
@@ -247,6 +249,7 @@ impl Path {
         match self {
             Self::Session => "session",
             Self::Route => "route",
+            Self::Steered => "steered",
             Self::None => "none",
         }
     }

@@ -158,7 +158,7 @@ async fn a_target_that_resets_breaks_the_clients_connection_too() -> Result<()> 
 
     assert!(far_end.outcomes().iter().all(|outcome| outcome.is_clean()));
     let line = access_line_with(cluster.master(0), |l| l.text("path") == Some("route")).await?;
-    assert_eq!(line.text("outcome"), Some("reset"), "{line:?}");
+    assert_eq!(line.text("outcome"), Some("peer-reset"), "{line:?}");
     Ok(())
 }
 

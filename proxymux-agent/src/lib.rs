@@ -15,4 +15,6 @@ mod masters;
 mod metrics;
 mod session;
 pub mod status;
+#[cfg(feature = "ebpf")]
+pub mod steering;
 mod target;

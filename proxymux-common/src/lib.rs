@@ -1,18 +1,21 @@
 //! What the eBPF programs and the agent share: names of programs and maps, and what is in the maps.
 //!
-//! Owns the layout of every map's keys and values. Nothing here allocates, blocks or asks the
-//! kernel; the kernel side is `proxymux-ebpf`, the user side the agent's `steering`.
-//! Read [`Settings`] and [`Verdict`] first.
+//! Owns the layout of every map's keys and values, and what is decided about a packet. Nothing here
+//! allocates, blocks or asks the kernel; the kernel side is `proxymux-ebpf`, the user side the agent's `steering`.
+//! Read [`Settings`], [`Verdict`] and [`decide()`] first.
 //! Addresses are 16 bytes in network byte order, IPv4 ones mapped (`::ffff:a.b.c.d`); numbers are in
 //! the order of this host.
 
 #![no_std]
 
+mod decide;
 pub mod names;
+pub mod packet;
 mod settings;
 mod statistics;
 
 pub use self::{
+    decide::{Assignment, Device, Socket, View, decide},
     settings::{Guard, SETTINGS_FLAG_GUARD_NIC, SETTINGS_FLAG_STEER, Settings},
     statistics::{Counter, Verdict},
 };
@@ -21,10 +24,13 @@ pub use self::{
 pub type Address = [u8; 16];
 
 /// `address` as the maps have it.
+///
+/// Arithmetic on one number and not an array of bytes, which the compiler would fill with a loop
+/// that the kernel refuses to those who have CAP_BPF alone.
 #[must_use]
+#[inline(always)]
 pub const fn mapped(address: [u8; 4]) -> Address {
-    let [a, b, c, d] = address;
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    (0xffff_0000_0000 | u32::from_be_bytes(address) as u128).to_be_bytes()
 }
 
 /// The slot of the listener for IPv4 in [`names::LISTENERS`].

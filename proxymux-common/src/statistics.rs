@@ -23,12 +23,14 @@ pub enum Verdict {
     Unrelated = 0,
     /// From a master's port: a session.
     Session = 1,
-    /// Kubelet-bound, of a connection that stands, and that was steered: its socket is the agent's.
-    Steered = 2,
-    /// Kubelet-bound, of a connection that stands or has just ended, and was not steered.
-    Connected = 3,
-    /// Assigned to the agent's listener.
-    Assigned = 4,
+    /// Kubelet-bound, of a connection that stands or has just ended, steered or not: a steered
+    /// connection has the very addresses and ports that the kubelet's would have, so that nothing
+    /// in its socket tells them apart.
+    Connected = 2,
+    /// Opens a connection, and was assigned to the agent's listener.
+    Assigned = 3,
+    /// Opens none, finds none, and was assigned: the ACK that answers a SYN cookie, or a stray.
+    Followed = 4,
     /// To be steered, but the agent has no listener of this family.
     NoListener = 5,
     /// To be steered, but the agent's heartbeat is stale.
@@ -53,9 +55,9 @@ impl Verdict {
     pub const ALL: [Self; 13] = [
         Self::Unrelated,
         Self::Session,
-        Self::Steered,
         Self::Connected,
         Self::Assigned,
+        Self::Followed,
         Self::NoListener,
         Self::Stale,
         Self::AssignFailed,
@@ -72,9 +74,9 @@ impl Verdict {
         match self {
             Self::Unrelated => "unrelated",
             Self::Session => "session",
-            Self::Steered => "steered",
             Self::Connected => "connected",
             Self::Assigned => "assigned",
+            Self::Followed => "followed",
             Self::NoListener => "no-listener",
             Self::Stale => "stale",
             Self::AssignFailed => "assign-failed",

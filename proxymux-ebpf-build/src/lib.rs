@@ -1,0 +1,184 @@
+//! Builds the eBPF objects: one cargo inside another.
+//!
+//! Owns the command and its environment; [`toolchain`] owns which Rust and which linker are used.
+//! Used by the agent's build script and by `cargo xtask build-ebpf`, never by a daemon.
+//! Read [`build`] first. Everything is built in a target directory of its own, because the outer
+//! cargo holds the lock of its own one.
+
+pub mod toolchain;
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+};
+
+use toolchain::Toolchain;
+
+/// Which of the two builds of the one source.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Build {
+    /// The one used by default: no ring buffer, loads from kernel 5.8 on without CAP_PERFMON.
+    Silent,
+    /// With lines of log for what opens connections.
+    Logging,
+}
+
+impl Build {
+    pub const ALL: [Self; 2] = [Self::Silent, Self::Logging];
+
+    /// The name of its object file.
+    #[must_use]
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Silent => "proxymux-silent.o",
+            Self::Logging => "proxymux-logging.o",
+        }
+    }
+}
+
+/// Why there is no object.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Toolchain(#[from] toolchain::ToolchainError),
+    #[error("cannot start `{program}`")]
+    Start { program: String, source: io::Error },
+    #[error("building the eBPF programs failed ({status}): `{command}`")]
+    Failed { command: String, status: ExitStatus },
+    #[error("cannot put the object at {}", path.display())]
+    Place { path: PathBuf, source: io::Error },
+}
+
+/// Builds `build` of the crate in `crate_directory`, and hands back where the object is: in
+/// `directory`, where everything else goes that the build makes.
+///
+/// # Errors
+///
+/// A part of the toolchain is missing (the text says what to type), or the build failed.
+pub fn build(
+    build: Build,
+    crate_directory: &Path,
+    directory: &Path,
+) -> Result<PathBuf, BuildError> {
+    let toolchain = Toolchain::find()?;
+    let target = directory.join("ebpf");
+    let mut command = command(&toolchain, build, crate_directory, &target);
+    let status = command.status().map_err(|source| BuildError::Start {
+        program: command.get_program().to_string_lossy().into_owned(),
+        source,
+    })?;
+    if !status.success() {
+        return Err(BuildError::Failed {
+            command: format!("{command:?}"),
+            status,
+        });
+    }
+    let built = target.join(TARGET).join("release").join(PROGRAM);
+    let path = directory.join(build.file_name());
+    match fs::copy(built, &path) {
+        Ok(_) => Ok(path),
+        Err(source) => Err(BuildError::Place { path, source }),
+    }
+}
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// The name of the binary in the manifest of `proxymux-ebpf`.
+const PROGRAM: &str = "proxymux";
+
+fn command(toolchain: &Toolchain, build: Build, crate_directory: &Path, target: &Path) -> Command {
+    let mut command = toolchain.cargo();
+    command
+        .current_dir(crate_directory)
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "-Z",
+            "build-std=core",
+        ])
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(target);
+    if build == Build::Logging {
+        command.args(["--features", "logging"]);
+    }
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_the_outer_cargo) {
+            command.env_remove(name);
+        }
+    }
+    let flags = [
+        format!("-Clinker={}", toolchain.linker().display()),
+        // The types of maps and programs, made from the debugging information.
+        "-Clink-arg=--btf".to_owned(),
+        // aya-ebpf asks for whom it is built, to know the layout of registers.
+        format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
+    ];
+    command
+        // aya-ebpf and build-std use unstable features, which a stable compiler has behind this.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    command
+}
+
+/// Variables that tell of the outer build or configure it, and would leak into this one: flags,
+/// wrappers (clippy is one), profiles. What configures registries and networks stays.
+fn is_of_the_outer_cargo(name: &str) -> bool {
+    const STAYS: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "CARGO_TERM_",
+    ];
+    const OF_RUST: [&str; 6] = [
+        "RUSTC",
+        "RUSTFLAGS",
+        "RUSTDOC",
+        "RUSTDOCFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "CARGO",
+    ];
+    if STAYS.iter().any(|start| name.starts_with(start)) {
+        return false;
+    }
+    name.starts_with("CARGO_") || name.starts_with("RUSTC_") || OF_RUST.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_and_wrappers_of_the_outer_build_do_not_reach_the_inner_one() {
+        for name in [
+            "CARGO",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_TARGET_DIR",
+            "CARGO_PROFILE_RELEASE_LTO",
+            "RUSTC",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+        ] {
+            assert!(is_of_the_outer_cargo(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_finds_the_registry_and_the_toolchains_does() {
+        for name in [
+            "PATH",
+            "HOME",
+            "CARGO_HOME",
+            "CARGO_HTTP_PROXY",
+            "CARGO_REGISTRIES_CRATES_IO_PROTOCOL",
+            "RUSTUP_HOME",
+        ] {
+            assert!(!is_of_the_outer_cargo(name), "{name}");
+        }
+    }
+}

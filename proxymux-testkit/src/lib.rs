@@ -2,7 +2,8 @@
 //!
 //! [`netns`] makes the machines, [`process`] runs daemons on them, [`pki`] issues what a cluster's
 //! CA would; [`apiserver`] and [`kubelet`] are the two ends of the tunnel, [`far_end`] a
-//! target that checks every byte. [`wait`] is how tests wait for something outside.
+//! target that checks every byte. [`frame`] is for packets that no socket sends, [`wait`] is how
+//! tests wait for something outside.
 //! Never published, and never part of the product.
 
 mod acceptor;
@@ -10,6 +11,7 @@ pub mod apiserver;
 mod body;
 pub mod cluster;
 pub mod far_end;
+pub mod frame;
 pub mod kubelet;
 pub mod netns;
 pub mod pattern;

@@ -10,6 +10,7 @@ mod host;
 mod plan;
 mod runtime;
 mod sweep;
+mod wire;
 
 use std::{
     env, process,

@@ -17,6 +17,7 @@ use std::{
 use nix::sys::signal::Signal;
 use proxymux_testkit::{
     apiserver::{ApiServer, FrontDoor},
+    frame::Syn,
     kubelet::{Kubelet, KubeletConfig},
     netns::{Host, HostRuntime, Reach, Running, Topology, TopologyBuilder},
     pki::Pki,
@@ -428,6 +429,33 @@ fn leftovers_of_a_dead_process_are_swept_and_those_of_the_living_are_not() {
             .unwrap();
         assert!(removed.success());
     }
+}
+
+#[test]
+fn a_frame_of_the_tests_own_making_is_taken_for_a_first_packet_unless_it_is_tagged() {
+    let topology = topology_or_skip!(Topology::builder());
+    let (router, node) = (topology.router(), topology.node());
+    let _server = serve(node);
+    let asking = |port| (router.mac("nodes").unwrap(), (router.ipv4(), port).into());
+    let asked = (node.mac("ens3").unwrap(), (node.ipv4(), PORT).into());
+    let half_open = || {
+        let mut command = node.command("ss");
+        command.args(["-Htn", "state", "syn-recv"]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+
+    // Else the router, which knows of no such connection, refuses the answer at once.
+    let silent = "type filter hook input priority 0; tcp sport 10250 drop;";
+    let silent = format!("table inet silent {{ chain input {{ {silent} }}; }}\n");
+    router.nft(&silent).unwrap();
+
+    let tagged = Syn::new(asking(40_001), asked).tagged(7).frame();
+    router.send_frame("nodes", &tagged).unwrap();
+    let plain = Syn::new(asking(40_002), asked).frame();
+    router.send_frame("nodes", &plain).unwrap();
+
+    eventually(LIMIT, || half_open().contains(":40002"));
+    assert!(!half_open().contains(":40001"), "a tag is not looked past");
 }
 
 #[test]

@@ -24,3 +24,4 @@ pub mod programs;
 pub mod random_chunks;
 pub mod refusals;
 pub mod rogue;
+pub mod visitors;

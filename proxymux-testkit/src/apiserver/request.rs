@@ -13,11 +13,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{ApiServer, ConnectError};
+use super::{ApiServer, ConnectError, Tunnel};
 use crate::{
     body::StandInBody,
     pattern::{Mismatch, Pattern},
@@ -98,9 +101,26 @@ impl ApiServer {
     ///
     /// One of these failed.
     pub async fn connect_kubelet(&self, target: &str) -> Result<KubeletConnection, RequestError> {
+        let tunnel = self.connect(target).await?;
+        self.speak(tunnel, target).await
+    }
+
+    /// The same over a connection that the caller has made, from a port of its choice perhaps.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn connect_kubelet_over(
+        &self,
+        stream: TcpStream,
+        target: &str,
+    ) -> Result<KubeletConnection, RequestError> {
+        self.speak(Tunnel::tcp(stream), target).await
+    }
+
+    async fn speak(&self, tunnel: Tunnel, target: &str) -> Result<KubeletConnection, RequestError> {
         let config = self.kubelet_tls.clone().ok_or(RequestError::NoClient)?;
         let name = server_name(target)?;
-        let tunnel = self.connect(target).await?;
         let stream = TlsConnector::from(config).connect(name, tunnel).await;
         let stream = stream.map_err(|source| RequestError::Tls {
             target: target.to_owned(),

@@ -224,6 +224,8 @@ async fn establish(
     await_first_byte(&connection).await?;
     socket::prepare_session(&connection).map_err(ArrivalError::Io)?;
     let session_socket = SessionSocket::new(&connection).map_err(ArrivalError::Io)?;
+    let local = connection.local_addr().map_err(ArrivalError::Io)?;
+    let local = local.ip().to_canonical();
     let turn = master
         .admission
         .turn()
@@ -272,6 +274,7 @@ async fn establish(
             identity,
             trust,
             peer,
+            local,
         }),
         (Ok(_), Err(error)) => Err(error),
         (Err(error), core) => {

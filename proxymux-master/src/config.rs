@@ -9,7 +9,7 @@
 //! `docs/configuration.md` describes every key.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
@@ -93,6 +93,8 @@ pub struct Config {
     pub direct: AutoOff,
     /// Where agents dial flows, if not where their session goes.
     pub advertise: Option<TargetAddr>,
+    /// From which addresses nodes are dialled; empty means from that of each session.
+    pub dials_from: Vec<IpAddr>,
     /// Where administration requests come in.
     pub admin: AdminAddr,
 }
@@ -172,7 +174,9 @@ impl Config {
             Some(advertise) => settings.add("advertise", advertise),
             None => settings.add("advertise", "where the session came in"),
         };
-        settings.add("admin", &self.admin);
+        settings
+            .add_list("dials-from", &self.dials_from)
+            .add("admin", &self.admin);
         settings
     }
 }

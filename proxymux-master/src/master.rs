@@ -4,9 +4,12 @@
 //! nodes, what is taken in, the routes, the metrics, and the tokens that end it. `app.rs` makes
 //! it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use proxymux_proto::{AbortCode, InstanceId};
@@ -72,6 +75,15 @@ impl Master {
             cut: CancellationToken::new(),
             cut_off: AtomicUsize::new(0),
         })
+    }
+
+    /// From where nodes are dialled, as their agents are told. `local` is our own address of the
+    /// agent's session: what reaches us there will mostly be reached from there.
+    pub(crate) fn dial_sources(&self, local: IpAddr) -> Vec<IpAddr> {
+        match &*self.config.dials_from {
+            [] => vec![local],
+            configured => configured.to_vec(),
+        }
     }
 
     /// Counts a relayed connection if a drain has cut it off, on either end.

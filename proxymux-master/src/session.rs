@@ -138,6 +138,7 @@ impl Session {
             identity,
             trust,
             peer,
+            local,
         } = candidate;
         if let Some(end) = objection(registration, &identity, &master) {
             return Err((core, end));
@@ -179,7 +180,7 @@ impl Session {
             master: master.id,
             addresses: admitted.addresses,
             max_streams: master.config.max_streams_per_node.get(),
-            dial_sources: Vec::new(),
+            dial_sources: master.dial_sources(local),
             advertise: master.config.advertise.as_ref().map(ToString::to_string),
         };
         if let Err(error) = core.send(&ControlMessage::Registered(registered)) {

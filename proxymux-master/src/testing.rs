@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
@@ -43,6 +43,9 @@ use crate::{
 
 /// A node whose name is its address, as on OKE.
 pub(crate) const NODE: &str = "10.0.10.10";
+
+/// Where the master's end of a session is.
+pub(crate) const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
 
 /// A master with these lines in its configuration besides the usual ones.
 pub(crate) fn master(lines: &str) -> Arc<Master> {
@@ -229,6 +232,7 @@ impl Agent {
                 identity,
                 trust,
                 peer: peer(run),
+                local: LOCAL,
             };
             session::run(candidate, master).await;
         });

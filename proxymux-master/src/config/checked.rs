@@ -108,6 +108,7 @@ impl RawConfig {
         let fast_path = choice(&self.fast_path, m);
         let direct = choice(&self.direct, m);
         let advertise = self.advertise.optional(m, |text| advertise(text));
+        let dials_from = self.dials_from(m);
         Ok(Config {
             listen: listen?,
             cert: cert?,
@@ -136,6 +137,7 @@ impl RawConfig {
             fast_path: fast_path?,
             direct: direct?,
             advertise: advertise?,
+            dials_from: dials_from?,
             admin: admin?,
         })
     }
@@ -173,6 +175,18 @@ impl RawConfig {
             path: DEFAULT_DOOR.into(),
             mode: DEFAULT_DOOR_MODE,
         }])
+    }
+
+    fn dials_from(&self, m: &mut Mistakes) -> Result<Vec<IpAddr>, Refused> {
+        let ips = self.dials_from.each(m, |text| values::node_ip(text))?;
+        if ips.len() > MAX_DIALS_FROM {
+            let problem = format!(
+                "must list at most {MAX_DIALS_FROM} addresses, has {}",
+                ips.len()
+            );
+            return Err(self.dials_from.refuse(m, problem));
+        }
+        Ok(ips)
     }
 
     fn routes(&self, m: &mut Mistakes) -> Result<Vec<Route>, Refused> {
@@ -438,4 +452,7 @@ const DEFAULT_MEMORY: ByteSize = ByteSize::mib(512);
 
 /// A few windows: less would be no tunnel.
 const MIN_MEMORY: ByteSize = ByteSize::mib(4);
+/// Agents steer no more sources than these, of all masters together.
+const MAX_DIALS_FROM: usize = 16;
+
 const MAX_MEMORY: ByteSize = ByteSize::gib(1024);

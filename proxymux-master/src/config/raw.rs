@@ -36,6 +36,7 @@ pub(super) struct RawConfig {
     pub(super) fast_path: Setting<String>,
     pub(super) direct: Setting<String>,
     pub(super) advertise: Setting<String>,
+    pub(super) dials_from: Setting<Vec<Setting<String>>>,
     pub(super) admin: Setting<String>,
 }
 
@@ -107,6 +108,7 @@ pub(super) const KEYS: &[&str] = &[
     "fast-path",
     "direct",
     "advertise",
+    "dials-from",
     "admin",
 ];
 
@@ -176,6 +178,7 @@ impl RawConfig {
             fast_path: root.take("fast-path").text("auto or off", m),
             direct: root.take("direct").text("auto or off", m),
             advertise: root.take("advertise").text("HOST:PORT", m),
+            dials_from: root.take("dials-from").texts("a list of IP addresses", m),
             admin: root
                 .take("admin")
                 .text("unix:/PATH, or a loopback address and port", m),

@@ -83,7 +83,7 @@ fn defaults_are_as_documented() {
          max-handshakes=64 max-registrations-per-second=250 max-memory-per-session=64MiB \
          max-memory=512MiB max-connect-header=16KiB connect-header-timeout=5s log-format=text \
          kubelet-certificates=unverified fast-path=auto direct=auto \
-         advertise=\"where the session came in\" admin=unix:/run/proxymux/master.sock"
+         advertise=\"where the session came in\" dials-from=[] admin=unix:/run/proxymux/master.sock"
     );
 }
 
@@ -120,7 +120,7 @@ fn every_setting_of_the_full_sample_is_in_force() {
          max-pending-dials-per-node=128 max-sessions=10000 max-handshakes=64 \
          max-registrations-per-second=250 max-memory-per-session=64MiB max-memory=512MiB \
          max-connect-header=16KiB connect-header-timeout=5s log-format=json kubelet-certificates=unverified \
-         fast-path=auto direct=auto advertise=master-a.example:12250 \
+         fast-path=auto direct=auto advertise=master-a.example:12250 dials-from=[192.0.2.10,2001:db8::10] \
          admin=unix:/run/proxymux/master.sock"
     );
 }
@@ -484,6 +484,14 @@ fn each_bad_value_says_what_is_expected() {
         (
             "advertise: 0.0.0.0:1",
             "advertise: \"0.0.0.0:1\": must have an address under which agents reach this master",
+        ),
+        (
+            "dials-from: 10.0.0.1",
+            "dials-from: \"10.0.0.1\": must be a list of IP addresses",
+        ),
+        (
+            "dials-from: [127.0.0.1]",
+            "dials-from[0]: \"127.0.0.1\": is a loopback address, must be an address under which others reach this node",
         ),
         (
             "admin: 0.0.0.0:12251",

@@ -4,7 +4,10 @@
 //! the rules about several sessions of one node to the registry, and how many are let in to
 //! `admission`.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use proxymux_proto::{
     ControlMessage, EndCode, NodeName, PROTOCOL_VERSION, Registration, SessionEnd,
@@ -29,6 +32,8 @@ pub(crate) struct Candidate {
     /// Whether it is still to be believed.
     pub(crate) trust: PeerTrust,
     pub(crate) peer: SocketAddr,
+    /// Our own address of its connection.
+    pub(crate) local: IpAddr,
 }
 
 /// Why a session was not established.

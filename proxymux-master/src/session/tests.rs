@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::{
     registry::Found,
-    testing::{Agent, NODE, master, registration, run_id, target},
+    testing::{Agent, LOCAL, NODE, master, registration, run_id, target},
 };
 
 /// The session that takes the node's new streams.
@@ -52,6 +52,25 @@ async fn who_may_not_register_is_told_why() {
     for refused in ["10.0.10.10:10250", "worker-2:10250"] {
         let found = master.registry.find(&target(refused));
         assert!(matches!(found, Found::Unknown), "{found:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_told_from_where_its_node_is_dialled() {
+    let configured = ["198.51.100.1", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+    let cases = [
+        ("", &[LOCAL][..]),
+        ("dials-from: [ 198.51.100.1, '2001:db8::1' ]\n", &configured),
+    ];
+    for (lines, expected) in cases {
+        let master = master(lines);
+
+        let mut agent = Agent::connect(&master, NODE, registration(NODE, 1)).await;
+
+        let ControlMessage::Registered(registered) = agent.message().await else {
+            panic!("not let in");
+        };
+        assert_eq!(registered.dial_sources, expected);
     }
 }
 

@@ -19,6 +19,7 @@ mod gen_docs;
 mod setup;
 mod soak;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Verb {
     GenDocs(gen_docs::Options),
     /// Kill, cut and abort under load, for so many minutes
     Soak(soak::Options),
+    /// Run end-to-end tests in virtual machines with other kernels
+    Vm(vm::Options),
     /// Fuzz the decoders
     Fuzz(fuzz::Options),
 }
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Bench(options) => bench::run(&options),
         Verb::GenDocs(options) => gen_docs::run(&options),
         Verb::Soak(options) => soak::run(&options),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
     };
     match result {

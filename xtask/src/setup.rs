@@ -34,10 +34,18 @@ pub(crate) enum Job {
     Unit,
     Netns,
     Fuzz,
+    Vm,
 }
 
 impl Job {
-    const ALL: [Self; 5] = [Self::Demo, Self::Check, Self::Unit, Self::Netns, Self::Fuzz];
+    const ALL: [Self; 6] = [
+        Self::Demo,
+        Self::Check,
+        Self::Unit,
+        Self::Netns,
+        Self::Fuzz,
+        Self::Vm,
+    ];
 }
 
 /// What set-up asks of the computer.

@@ -15,10 +15,8 @@ use std::{
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use self::{
-    counts::Counts,
-    groups::{GROUPS, Group},
-};
+pub(crate) use self::counts::Counts;
+use self::groups::{GROUPS, Group};
 use crate::{
     setup::{self, Machine as _, ThisMachine},
     workspace::Workspace,

@@ -40,13 +40,13 @@ pub(super) enum Source {
 pub(super) const TOOLS: &[Tool] = &[
     Tool {
         program: "ip",
-        jobs: &[Job::Demo, Job::Netns],
+        jobs: &[Job::Demo, Job::Netns, Job::Vm],
         purpose: "make network namespaces and the links between them",
         source: Source::Debian("iproute2"),
     },
     Tool {
         program: "nft",
-        jobs: &[Job::Demo, Job::Netns],
+        jobs: &[Job::Demo, Job::Netns, Job::Vm],
         purpose: "redirect connections to the transparent front door",
         source: Source::Debian("nftables"),
     },
@@ -55,6 +55,24 @@ pub(super) const TOOLS: &[Tool] = &[
         jobs: &[Job::Netns],
         purpose: "let the daemons' clocks jump, and not the machine's",
         source: Source::Library("libfaketime"),
+    },
+    Tool {
+        program: "qemu-system-x86_64",
+        jobs: &[Job::Vm],
+        purpose: "boot other kernels",
+        source: Source::Debian("qemu-system-x86"),
+    },
+    Tool {
+        program: "busybox",
+        jobs: &[Job::Vm],
+        purpose: "be the shell of a virtual machine",
+        source: Source::Debian("busybox-static"),
+    },
+    Tool {
+        program: "xz",
+        jobs: &[Job::Vm],
+        purpose: "unpack kernel modules",
+        source: Source::Debian("xz-utils"),
     },
     Tool {
         program: "c++",

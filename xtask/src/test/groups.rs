@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::builder::PossibleValue;
 
 use super::counts::Counts;
-use crate::{build, check, command::Command, setup::Job, workspace::Workspace};
+use crate::{build, check, command::Command, setup::Job, vm, workspace::Workspace};
 
 pub(crate) struct Group {
     pub(crate) name: &'static str,
@@ -52,6 +52,14 @@ pub(crate) const GROUPS: &[Group] = &[
         needs_root: true,
         has_tests: true,
         run: faults,
+    },
+    Group {
+        name: "vm",
+        about: "some of the tests on Debian's kernels 5.10, 6.1 and 6.12, in virtual machines",
+        jobs: &[Job::Vm],
+        needs_root: false,
+        has_tests: true,
+        run: vm::group,
     },
 ];
 

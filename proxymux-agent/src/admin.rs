@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::{
     agent::Agent,
     board::{Entry, SessionEntry},
-    config::Mode,
+    steering::PlaceStatus,
 };
 
 /// The agent, as its admin address sees it.
@@ -52,7 +52,7 @@ impl Answers for AgentAnswers {
         let agent = &self.0;
         let config = &agent.config;
         let reasons = self.unready();
-        let (mode, mode_reason) = mode_in_force(config.mode);
+        let (mode, mode_reason) = agent.steering.mode();
         let masters: Vec<_> = agent.board.entries().iter().map(show_entry).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -68,6 +68,7 @@ impl Answers for AgentAnswers {
             "mode": mode,
             "mode_configured": config.mode.word(),
             "mode_reason": mode_reason,
+            "attachments": agent.steering.places().iter().map(show_place).collect::<Vec<_>>(),
             "kubelet": config.kubelet_addr.to_string(),
             "streams": agent.metrics.streams.count(),
             "masters": masters,
@@ -91,12 +92,17 @@ fn certificates(certificates: &Certificates) -> Value {
     })
 }
 
-/// The mode in force, and why it is that.
-pub(crate) fn mode_in_force(configured: Mode) -> (&'static str, &'static str) {
-    match configured {
-        Mode::Auto | Mode::Ebpf => ("userspace", "this version has no eBPF support yet"),
-        Mode::Userspace => ("userspace", "configured"),
-    }
+/// Where a program is, or why it is nowhere.
+fn show_place(place: &PlaceStatus) -> Value {
+    let attached = place.attached.as_ref();
+    json!({
+        "program": place.program,
+        "wanted": place.wanted,
+        "device": attached.map(|(device, _)| &device.name),
+        "attach": attached.map(|(_, kind)| kind.word()),
+        "problem": place.problem,
+        "before": place.before,
+    })
 }
 
 /// Without a session what is known of sessions is null.

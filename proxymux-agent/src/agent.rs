@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     board::Board, certificates, config::Config, masters::HeldMasters, metrics::Metrics,
-    target::TargetPolicy,
+    steering::Steering, target::TargetPolicy,
 };
 
 /// The shared state of one run of the agent.
@@ -29,11 +29,13 @@ pub(crate) struct Agent {
     pub(crate) started: Instant,
     /// What all streams may hold.
     pub(crate) memory: Arc<MemoryBudget>,
+    /// What the agent has of BPF.
+    pub(crate) steering: Arc<Steering>,
     pub(crate) shutdown: Shutdown,
 }
 
 impl Agent {
-    pub(crate) fn new(config: Config, shutdown: Shutdown) -> Arc<Self> {
+    pub(crate) fn new(config: Config, steering: Arc<Steering>, shutdown: Shutdown) -> Arc<Self> {
         let mut id = [0; 16];
         // Not a secret: it only has to differ from other runs.
         fastrand::fill(&mut id);
@@ -48,6 +50,7 @@ impl Agent {
             started: Instant::now(),
             metrics: Metrics::new(&memory),
             memory,
+            steering,
             shutdown,
         })
     }

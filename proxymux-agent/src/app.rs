@@ -5,31 +5,25 @@
 use std::sync::Arc;
 
 use proxymux_transport::{
-    admin::Admin,
-    config_file::{Warning, values::Choice as _},
-    limits::raise_open_files,
-    reload,
-    shutdown::Shutdown,
+    admin::Admin, config_file::Warning, limits::raise_open_files, reload, shutdown::Shutdown,
     telemetry::chain,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    admin::{AgentAnswers, mode_in_force},
+    admin::AgentAnswers,
     agent::Agent,
-    config::{Config, Guard, Mode},
+    config::Config,
     link,
+    steering::{Steering, SteeringError},
 };
 
 /// Why the agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The configuration insists on eBPF.
-    #[error("mode `ebpf`: this version has no eBPF support yet; set `mode: auto` or `userspace`")]
-    NoEbpf,
-    /// The configuration wants the kubelet's port guarded.
-    #[error("guard `{0}`: this version has no eBPF support yet; set `guard: off`")]
-    NoGuard(&'static str),
+    /// The configuration insists on eBPF, which cannot be had.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
     /// Streams were cut off because nobody wanted to wait for them.
     #[error("ended at once by a second signal")]
     Forced,
@@ -58,8 +52,8 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
         settings = %config.settings(),
         "agent starts"
     );
-    choose_mode(&config)?;
-    let agent = Agent::new(config, shutdown.clone());
+    let steering = choose_mode(&config)?;
+    let agent = Agent::new(config, steering, shutdown.clone());
     let answers = Arc::new(AgentAnswers(Arc::clone(&agent)));
     let admin = Admin::start(agent.config.admin.clone(), answers).map_err(AppError::Admin)?;
     serve_masters(agent).await;
@@ -77,7 +71,8 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
 /// This is an agent without what a process has only once: signals, log, limits, admin address.
 /// A process may run many.
 pub async fn keep_sessions(config: Config, shutdown: Shutdown) {
-    serve_masters(Agent::new(config, shutdown)).await;
+    let steering = Steering::userspace("one of many agents in a process");
+    serve_masters(Agent::new(config, steering, shutdown)).await;
 }
 
 async fn serve_masters(agent: Arc<Agent>) {
@@ -86,6 +81,7 @@ async fn serve_masters(agent: Arc<Agent>) {
         links.spawn(link::run(agent.clone(), server));
     }
     links.spawn(renewal(Arc::clone(&agent)));
+    links.spawn(steer(Arc::clone(&agent)));
     links.close();
     links.wait().await;
 }
@@ -98,18 +94,19 @@ async fn renewal(agent: Arc<Agent>) {
     reload::watch(certificates, looked, stop).await;
 }
 
+/// Keeps the eBPF programs where they should be until the agent drains.
+async fn steer(agent: Arc<Agent>) {
+    let stop = agent.shutdown.drain.clone();
+    let steering = Arc::clone(&agent.steering);
+    steering.watch(stop, &agent.metrics.steering).await;
+}
+
 /// Says which mode is in force and why, or that the one configured cannot be had.
-fn choose_mode(config: &Config) -> Result<(), AppError> {
-    if config.mode == Mode::Ebpf {
-        return Err(AppError::NoEbpf);
-    }
-    let (mode, reason) = mode_in_force(config.mode);
+fn choose_mode(config: &Config) -> Result<Arc<Steering>, AppError> {
+    let steering = Steering::start(config)?;
+    let (mode, reason) = steering.mode();
     tracing::info!(mode, reason, "mode chosen");
-    if config.guard == Guard::Off {
-        Ok(())
-    } else {
-        Err(AppError::NoGuard(config.guard.word()))
-    }
+    Ok(steering)
 }
 
 impl AppError {

@@ -28,7 +28,7 @@ use rustls::pki_types::ServerName;
 
 use self::raw::RawConfig;
 pub use self::values::{
-    ClientIdentity, Guard, InterfaceName, Mode, ServerAddr, ServerAddrError, SteerPlain,
+    Attach, ClientIdentity, Guard, InterfaceName, Mode, ServerAddr, ServerAddrError, SteerPlain,
 };
 
 mod checked;
@@ -83,6 +83,10 @@ pub struct Config {
     pub guard_allow: Vec<IpNet>,
     /// The interfaces that the guard watches; empty means [`Config::net_inf`].
     pub guard_inf: Vec<InterfaceName>,
+    /// How programs are attached to interfaces.
+    pub attach: Attach,
+    /// The priority of our filter among others; not 0. Only where it is attached by netlink.
+    pub steer_priority: u16,
     /// Where administration requests come in.
     pub admin: AdminAddr,
     /// What the streams of one session may hold in memory.
@@ -202,6 +206,8 @@ impl Config {
             .add("guard", self.guard.word())
             .add_list("guard-allow", &self.guard_allow)
             .add_list("guard-inf", &self.guard_inf)
+            .add("attach", self.attach.word())
+            .add("steer-priority", self.steer_priority)
             .add("admin", &self.admin)
             .add("log-format", self.log_format.word())
             .add("idle-timeout", show_duration_or_off(self.idle_timeout))

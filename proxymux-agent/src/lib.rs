@@ -15,6 +15,5 @@ mod masters;
 mod metrics;
 mod session;
 pub mod status;
-#[cfg(feature = "ebpf")]
 pub mod steering;
 mod target;

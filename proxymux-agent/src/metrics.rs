@@ -17,7 +17,7 @@ use proxymux_transport::{
     telemetry::Path,
 };
 
-use crate::session::EstablishError;
+use crate::{session::EstablishError, steering::SteeringMetrics};
 
 /// All metrics of one run of the agent.
 pub(crate) struct Metrics {
@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     /// Requests of masters that came to no relay.
     pub(crate) refused: Counters,
     pub(crate) dials: Histogram,
+    pub(crate) steering: SteeringMetrics,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
     expiry: Moments,
 }
@@ -70,6 +71,7 @@ impl Metrics {
             "dial_duration",
             "How long connecting to the kubelet or another target took, successful or not",
         );
+        let steering = SteeringMetrics::register(r);
         let expiry = certificate_expiry(r, CERTIFICATES);
         Self {
             registry,
@@ -78,6 +80,7 @@ impl Metrics {
             streams,
             refused,
             dials,
+            steering,
             expiry,
         }
     }

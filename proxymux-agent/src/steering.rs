@@ -1,5 +1,257 @@
-//! Steering and guard: the eBPF programs on the node's NIC, and what serves them.
+//! Steering: the kernel gives masters' connections to the kubelet's port to this agent; and the
+//! guard of that port.
 //!
-//! Owns everything that is there with feature `ebpf` only. [`object`] has the programs.
+//! Owns the mode in force and everything of BPF that the agent has: the loaded programs, where they
+//! are attached, their maps. Read [`Steering::start`], then `places` for what is attached where.
+//! A failure after the start is logged and tried again; sessions never suffer from it. Without the
+//! cargo feature `ebpf` there is only the mode `userspace`.
 
+#[cfg(feature = "ebpf")]
+mod attach;
+#[cfg(feature = "ebpf")]
+mod chain;
+#[cfg(feature = "ebpf")]
+mod load;
+#[cfg(feature = "ebpf")]
+mod log;
+#[cfg(feature = "ebpf")]
+mod maps;
+#[cfg(not(feature = "ebpf"))]
+#[path = "steering/no_maps.rs"]
+mod maps;
+mod metrics;
+#[cfg(feature = "ebpf")]
 pub mod object;
+#[cfg(feature = "ebpf")]
+mod places;
+#[cfg(feature = "ebpf")]
+mod privileges;
+#[cfg(feature = "ebpf")]
+mod rtnetlink;
+#[cfg(feature = "ebpf")]
+mod watch;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proxymux_transport::telemetry::chain as line;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::{
+    maps::{MapFault, Maps},
+    metrics::SteeringMetrics,
+};
+use crate::config::{Config, Guard, Mode};
+
+/// The version of IP.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// What the agent has of BPF, or why it has nothing.
+#[derive(Debug)]
+pub(crate) struct Steering {
+    mode: &'static str,
+    reason: String,
+    /// Cancelled when nothing is attached any more, for good: no connection will be steered.
+    pub(crate) detached: CancellationToken,
+    engine: Option<Engine>,
+}
+
+/// The loaded programs.
+#[derive(Debug)]
+struct Engine {
+    maps: Arc<Maps>,
+    #[cfg(feature = "ebpf")]
+    places: Mutex<places::Places>,
+    #[cfg(feature = "ebpf")]
+    log: Mutex<Option<log::ProgramLog>>,
+}
+
+/// A device as it is now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AttachKind {
+    /// By a link of the kernel's newer kind.
+    Tcx,
+    /// By a filter at a clsact qdisc.
+    Netlink,
+}
+
+/// One place where a program should be, as `status` shows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct PlaceStatus {
+    /// The program: `proxymux_steer` or `proxymux_guard`.
+    pub(crate) program: &'static str,
+    /// The device that is wanted: a name, or whatever holds an address.
+    pub(crate) wanted: String,
+    /// The device and how the program is attached to it, if it is.
+    pub(crate) attached: Option<(Device, AttachKind)>,
+    /// Why it is not attached.
+    pub(crate) problem: Option<String>,
+    /// The programs that see a packet first, and may hide it.
+    pub(crate) before: Vec<String>,
+}
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SteeringError {
+    /// The configuration insists on eBPF.
+    #[error("mode `ebpf`: {0}; set `mode: auto` or `userspace` to do without")]
+    Mode(String),
+    /// The configuration wants the kubelet's port guarded.
+    #[error("guard `enforce` needs eBPF: {0}; nothing would be guarded, set `guard: off`")]
+    Guard(String),
+}
+
+impl Steering {
+    /// Finds out what this kernel offers, and attaches the programs unless the mode is userspace.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration insists on what cannot be had.
+    pub(crate) fn start(config: &Config) -> Result<Arc<Self>, SteeringError> {
+        #[cfg(feature = "ebpf")]
+        places::clear_leftovers();
+        if config.mode == Mode::Userspace {
+            return Ok(Self::userspace("configured"));
+        }
+        let steering = match Engine::start(config) {
+            Ok(engine) => Self::with(engine, config.mode),
+            Err(why) if config.mode == Mode::Ebpf => return Err(SteeringError::Mode(why)),
+            Err(why) if config.guard == Guard::Enforce => return Err(SteeringError::Guard(why)),
+            Err(why) => {
+                if config.guard == Guard::Audit {
+                    tracing::warn!(reason = why, "nothing is audited, the guard needs eBPF");
+                }
+                Self::userspace(why)
+            }
+        };
+        Ok(steering)
+    }
+
+    /// An agent without BPF.
+    pub(crate) fn userspace(reason: impl Into<String>) -> Arc<Self> {
+        let detached = CancellationToken::new();
+        detached.cancel();
+        Arc::new(Self {
+            mode: "userspace",
+            reason: reason.into(),
+            detached,
+            engine: None,
+        })
+    }
+
+    fn with(engine: Engine, configured: Mode) -> Arc<Self> {
+        let reason = match configured {
+            Mode::Ebpf => "configured",
+            Mode::Auto | Mode::Userspace => "the kernel takes the eBPF programs",
+        };
+        Arc::new(Self {
+            mode: "ebpf",
+            reason: reason.to_owned(),
+            detached: CancellationToken::new(),
+            engine: Some(engine),
+        })
+    }
+
+    /// The mode in force, and why it is that.
+    pub(crate) fn mode(&self) -> (&'static str, &str) {
+        (self.mode, &self.reason)
+    }
+
+    /// The maps of the loaded programs; `None` in mode userspace.
+    pub(crate) fn maps(&self) -> Option<&Arc<Maps>> {
+        self.engine.as_ref().map(|engine| &engine.maps)
+    }
+
+    /// Keeps the programs where they should be until `drain` is cancelled, then takes them off.
+    pub(crate) async fn watch(
+        self: Arc<Self>,
+        drain: CancellationToken,
+        metrics: &SteeringMetrics,
+    ) {
+        metrics.show(&self);
+        #[cfg(feature = "ebpf")]
+        if let Some(engine) = &self.engine {
+            watch::run(&self, engine, &drain, metrics).await;
+        }
+        #[cfg(not(feature = "ebpf"))]
+        drop(drain);
+        self.detached.cancel();
+        metrics.show(&self);
+    }
+
+    /// What is attached where, and what should be; empty in mode userspace.
+    pub(crate) fn places(&self) -> Vec<PlaceStatus> {
+        #[cfg(feature = "ebpf")]
+        if let Some(engine) = &self.engine {
+            return engine.places().status();
+        }
+        Vec::new()
+    }
+}
+
+#[cfg(feature = "ebpf")]
+impl Engine {
+    fn start(config: &Config) -> Result<Self, String> {
+        let wanted = places::wanted(config)?;
+        let logging = tracing::enabled!(tracing::Level::DEBUG);
+        let mut loaded = load::Loaded::load(logging).map_err(|error| line(&error))?;
+        let maps = Maps::take(loaded.ebpf()).map_err(|error| line(&error))?;
+        let log = loaded.log.take();
+        let mut places = places::Places::new(config, wanted, loaded, Arc::clone(&maps));
+        places.fill(config).map_err(|error| line(&error))?;
+        places.first_look(config.mode)?;
+        Ok(Self {
+            maps,
+            places: Mutex::new(places),
+            log: Mutex::new(log),
+        })
+    }
+
+    fn take_log(&self) -> Option<log::ProgramLog> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.take()
+    }
+
+    fn places(&self) -> MutexGuard<'_, places::Places> {
+        // A panic leaves a place as it was before or after: the next look sees which.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(not(feature = "ebpf"))]
+impl Engine {
+    fn start(_: &Config) -> Result<Self, String> {
+        Err("this agent was built without eBPF".to_owned())
+    }
+}
+
+impl AttachKind {
+    /// The word for status, metrics and configuration.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Netlink => "netlink",
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}

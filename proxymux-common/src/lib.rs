@@ -7,12 +7,18 @@
 //! the order of this host.
 
 #![no_std]
+#![cfg_attr(feature = "user", allow(unsafe_code))]
+
+#[cfg(feature = "user")]
+extern crate std;
 
 mod decide;
 pub mod names;
 pub mod packet;
 mod settings;
 mod statistics;
+#[cfg(feature = "user")]
+pub mod user;
 
 pub use self::{
     decide::{Assignment, Device, Socket, View, decide},

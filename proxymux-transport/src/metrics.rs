@@ -120,6 +120,24 @@ impl Gauges {
     }
 }
 
+impl Gauges<2> {
+    /// Gauges that differ in two labels.
+    #[must_use]
+    pub fn of_pairs(
+        labels: [&'static str; 2],
+        first: &[&'static str],
+        second: &[&'static str],
+    ) -> Self {
+        Self(Table::of_pairs(labels, first, second))
+    }
+
+    /// The gauge of two words.
+    #[must_use]
+    pub fn get_pair(&self, words: [&'static str; 2]) -> Gauge {
+        self.0.get(words).cloned().unwrap_or_default()
+    }
+}
+
 impl Moments {
     /// Moments that differ in one label; none is known.
     #[must_use]

@@ -75,6 +75,10 @@ impl RawConfig {
         let guard_allow = self.guard_allow.each(m, |text| values::cidr_or_ip(text));
         let guard = self.guard(m, &mode, &guard_allow);
         let guard_inf = self.guard_inf.each(m, |text| InterfaceName::parse(text));
+        let attach = choice(&self.attach, m);
+        let steer_priority = self
+            .steer_priority
+            .or(NonZeroU32::MIN, m, |&n| values::count(n, MAX_PRIORITY));
         let admin = self
             .admin
             .or(AdminAddr::Unix(DEFAULT_ADMIN_SOCKET.into()), m, |text| {
@@ -103,6 +107,8 @@ impl RawConfig {
             guard: guard?,
             guard_allow: guard_allow?,
             guard_inf: guard_inf?,
+            attach: attach?,
+            steer_priority: u16::try_from(steer_priority?.get()).unwrap_or(u16::MAX),
             admin: admin?,
             max_memory_per_session: max_memory_per_session?,
             max_memory: max_memory?,
@@ -304,6 +310,10 @@ const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MASTERS: u32 = 16;
 const MAX_SERVER_ADDRS: usize = 16;
 const MAX_STEER_FROM: usize = 16;
+
+/// The kernel has 16 bits for it.
+const MAX_PRIORITY: u32 = 65_535;
+
 /// 256 streams of which each has a whole window of 256 KiB waiting; a node with 100 readers that
 /// stall needs 25 MiB.
 const DEFAULT_MEMORY_PER_SESSION: ByteSize = ByteSize::mib(64);

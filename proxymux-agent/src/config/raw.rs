@@ -40,6 +40,8 @@ pub(super) struct RawConfig {
     pub(super) guard: Setting<String>,
     pub(super) guard_allow: Setting<Vec<Setting<String>>>,
     pub(super) guard_inf: Setting<Vec<Setting<String>>>,
+    pub(super) attach: Setting<String>,
+    pub(super) steer_priority: Setting<u64>,
     pub(super) admin: Setting<String>,
 }
 
@@ -85,6 +87,8 @@ pub(super) const KEYS: &[&str] = &[
     "guard",
     "guard-allow",
     "guard-inf",
+    "attach",
+    "steer-priority",
     "admin",
 ];
 
@@ -144,6 +148,8 @@ impl RawConfig {
             guard_inf: root
                 .take("guard-inf")
                 .texts("a list of network interfaces", m),
+            attach: root.take("attach").text("auto, tcx or netlink", m),
+            steer_priority: root.take("steer-priority").number("a whole number", m),
             admin: root
                 .take("admin")
                 .text("unix:/PATH, or a loopback address and port", m),

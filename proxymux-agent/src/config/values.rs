@@ -207,5 +207,25 @@ impl Choice for Guard {
     ];
 }
 
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Attach {
+    /// By TCX where the kernel has it, else by netlink.
+    #[default]
+    Auto,
+    /// By a TCX link, or not at all.
+    Tcx,
+    /// By a filter at a clsact qdisc, or not at all.
+    Netlink,
+}
+
+impl Choice for Attach {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("tcx", Self::Tcx),
+        ("netlink", Self::Netlink),
+    ];
+}
+
 /// `IFNAMSIZ` is 16, with the NUL at the end.
 const MAX_INTERFACE_NAME: usize = 15;

@@ -1,0 +1,75 @@
+//! Which programs see a packet before ours.
+//!
+//! Owns their names for people. Whether a program ends the chain cannot be asked of the kernel: one
+//! that returns "ok" hides the packets from all that come after it, one that returns "next" does not.
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use proxymux_common::user::{TcxEntry, tcx_ingress};
+
+use super::{
+    AttachKind,
+    attach::Attachment,
+    rtnetlink::{self, Filter, Hook},
+};
+
+/// What runs before `ours` on its device, in that order.
+pub(super) fn before(ours: &Attachment) -> std::io::Result<Vec<String>> {
+    let index = ours.device.index;
+    // A kernel without TCX has none of its programs.
+    let mut entries = tcx_ingress(index).unwrap_or_default();
+    if ours.kind() == AttachKind::Tcx {
+        let at = entries
+            .iter()
+            .position(|entry| entry.link == ours.link_id());
+        entries.truncate(at.unwrap_or_default());
+        return Ok(tcx_names(&ours.device.name, &entries));
+    }
+    // All of TCX runs before any filter.
+    let mut names = tcx_names(&ours.device.name, &entries);
+    let filters = rtnetlink::filters(index, Hook::Ingress)?;
+    let earlier = filters.iter().take_while(|filter| !ours.is(filter));
+    names.extend(earlier.map(filter_name));
+    Ok(names)
+}
+
+fn tcx_names(device: &str, entries: &[TcxEntry]) -> Vec<String> {
+    if entries.is_empty() {
+        return Vec::new();
+    }
+    // Names need CAP_SYS_ADMIN; without it there are the ids, which `bpftool prog` knows.
+    let programs = SchedClassifier::query_tcx(device, TcAttachType::Ingress);
+    let programs = programs.map(|(_, programs)| programs).unwrap_or_default();
+    let name = |entry: &TcxEntry| {
+        let info = programs.iter().find(|info| info.id() == entry.program);
+        match info.and_then(|info| info.name_as_str()) {
+            Some(name) if !name.is_empty() => format!("tcx {name} (id {})", entry.program),
+            _ => format!("tcx program with id {}", entry.program),
+        }
+    };
+    entries.iter().map(name).collect()
+}
+
+fn filter_name(filter: &Filter) -> String {
+    let Filter { priority, kind, .. } = filter;
+    match filter.name.as_deref() {
+        Some(name) if !name.is_empty() => format!("filter {name} (priority {priority})"),
+        _ => format!("{kind} filter (priority {priority})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_called_by_its_name_or_by_its_kind() {
+        let mut filter = Filter {
+            priority: 7,
+            kind: "flower".to_owned(),
+            ..Filter::default()
+        };
+        assert_eq!(filter_name(&filter), "flower filter (priority 7)");
+        filter.name = Some("cil_from_netdev".to_owned());
+        assert_eq!(filter_name(&filter), "filter cil_from_netdev (priority 7)");
+    }
+}

@@ -15,9 +15,11 @@ mod load;
 #[cfg(feature = "ebpf")]
 mod log;
 #[cfg(feature = "ebpf")]
+#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 mod maps;
 #[cfg(not(feature = "ebpf"))]
 #[path = "steering/no_maps.rs"]
+#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 mod maps;
 mod metrics;
 #[cfg(feature = "ebpf")]
@@ -46,6 +48,7 @@ pub(crate) use self::{
 use crate::config::{Config, Guard, Mode};
 
 /// The version of IP.
+#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Family {
     /// IPv4.
@@ -67,6 +70,7 @@ pub(crate) struct Steering {
 /// The loaded programs.
 #[derive(Debug)]
 struct Engine {
+    #[allow(dead_code, reason = "for the steered listener, which is not there yet")]
     maps: Arc<Maps>,
     #[cfg(feature = "ebpf")]
     places: Mutex<places::Places>,
@@ -172,6 +176,7 @@ impl Steering {
         (self.mode, &self.reason)
     }
 
+    #[allow(dead_code, reason = "for the steered listener, which is not there yet")]
     /// The maps of the loaded programs; `None` in mode userspace.
     pub(crate) fn maps(&self) -> Option<&Arc<Maps>> {
         self.engine.as_ref().map(|engine| &engine.maps)
@@ -214,7 +219,7 @@ impl Engine {
         let log = loaded.log.take();
         let mut places = places::Places::new(config, wanted, loaded, Arc::clone(&maps));
         places.fill(config).map_err(|error| line(&error))?;
-        places.first_look(config.mode)?;
+        places.first_look()?;
         Ok(Self {
             maps,
             places: Mutex::new(places),

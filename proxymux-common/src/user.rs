@@ -30,15 +30,15 @@ pub struct TcxEntry {
 ///
 /// The device is gone, or this kernel has no TCX (`EINVAL`).
 pub fn tcx_ingress(ifindex: u32) -> io::Result<Vec<TcxEntry>> {
-    let mut programs = [0_u32; MAX_CHAIN];
-    let mut links = [0_u32; MAX_CHAIN];
+    let mut programs = [0_u32; MAX_CHAIN as usize];
+    let mut links = [0_u32; MAX_CHAIN as usize];
     let mut query = Query {
         target: ifindex,
         attach_type: BPF_TCX_INGRESS,
         query_flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,
-        count: MAX_CHAIN as u32,
+        count: MAX_CHAIN,
         padding: 0,
         program_flags: 0,
         links: links.as_mut_ptr() as u64,
@@ -100,4 +100,4 @@ const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// As many as the kernel allows on one device.
-const MAX_CHAIN: usize = 64;
+const MAX_CHAIN: u32 = 64;

@@ -5,7 +5,7 @@
 //! back. The silent object needs no ring buffer and is the default; see [`Loaded::load`].
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::MapError,
     programs::{ProgramError, SchedClassifier},
 };
@@ -88,7 +88,17 @@ impl Loaded {
     }
 
     fn load_object(logging: bool) -> Result<Self, LoadError> {
+        // What the verifier says takes megabytes and most of the time. It is wanted only of a
+        // program that is refused.
+        Self::load_with(logging, VerifierLogLevel::DISABLE).or_else(|error| match error {
+            LoadError::Refused { .. } => Self::load_with(logging, VerifierLogLevel::default()),
+            error => Err(error),
+        })
+    }
+
+    fn load_with(logging: bool, level: VerifierLogLevel) -> Result<Self, LoadError> {
         let mut ebpf = EbpfLoader::new()
+            .verifier_log_level(level)
             .load(object::object(logging))
             .map_err(object_error)?;
         // Its map is taken before the programs are loaded, and kept.
@@ -146,9 +156,12 @@ fn program_error(name: &'static str, error: &ProgramError) -> LoadError {
     }
     // The verifier answers EACCES to programs that it finds unsafe, and then says why.
     let judged = said.lines().any(|line| !line.trim().is_empty());
-    let refusal = kernels_refusal(io_error.raw_os_error());
-    match refusal {
-        Some(refusal) if !judged => refusal,
+    let number = io_error.raw_os_error();
+    // Which also stands for "not allowed", in which case the verifier has not seen the program.
+    let judging =
+        judged || number == Some(Errno::EACCES as i32) && privileges::missing().is_empty();
+    match kernels_refusal(number) {
+        Some(refusal) if !judging => refusal,
         _ => LoadError::Refused {
             name,
             why: format!("{io_error}: {}", last_words(&said)),

@@ -82,6 +82,12 @@ pub(super) fn wanted(config: &Config) -> Result<Wanted, String> {
     if wanted.name.is_none() && wanted.holder_of.is_none() {
         return Err("neither net-inf nor private-ip-address is set".to_owned());
     }
+    // Who insists on eBPF insists on this interface; otherwise it may come later.
+    let named = wanted.name.as_deref();
+    let there = named.map_or_else(|| wanted.device().is_some(), |name| by_name(name).is_some());
+    if config.mode == Mode::Ebpf && !there {
+        return Err(format!("{wanted} does not exist"));
+    }
     Ok(wanted)
 }
 
@@ -136,22 +142,12 @@ impl Places {
         })
     }
 
-    /// Attaches what can be; an error if steering cannot be, as the mode has it.
-    pub(super) fn first_look(&mut self, mode: Mode) -> Result<(), String> {
-        let insists = mode == Mode::Ebpf;
-        if let Some(nic) = self.places.first() {
-            let named = nic.wanted.name.as_deref();
-            if insists && named.is_some_and(|name| by_name(name).is_none()) {
-                return Err(format!("{} does not exist", nic.wanted));
-            }
-        }
-        self.look();
-        let Some(nic) = self.places.first() else {
-            return Ok(());
-        };
-        match &nic.problem {
-            // A device may come, and only `auto` waits for it.
-            Some(problem) if insists || nic.wanted.device().is_some() => Err(problem.clone()),
+    /// Attaches what can be; an error if the NIC is there and does not take the program.
+    pub(super) fn first_look(&mut self) -> Result<(), String> {
+        let looked = self.look();
+        let problem = self.places.first().and_then(|nic| nic.problem.clone());
+        match problem {
+            Some(problem) if looked.failed > 0 => Err(problem),
             _ => Ok(()),
         }
     }

@@ -14,22 +14,18 @@ use proxymux_testkit::{
 use proxymux_tests::programs::{Ended, Scratch};
 
 #[test]
-fn what_needs_ebpf_is_refused_and_says_what_to_set_instead() -> Result<()> {
+fn mode_ebpf_without_its_interface_is_refused_and_says_what_to_set_instead() -> Result<()> {
     let scratch = Scratch::new()?;
-    let guard = "this version has no eBPF support yet; set `guard: off`";
+    let advice = "does not exist; set `mode: auto` or `userspace` to do without";
     let cases = [
+        ("mode: ebpf", "an interface with the address 10.0.10.10"),
         (
-            "mode: ebpf",
-            "mode `ebpf`: this version has no eBPF support yet; set `mode: auto` or `userspace`"
-                .to_owned(),
-        ),
-        ("guard: audit", format!("guard `audit`: {guard}")),
-        (
-            "guard: enforce\nguard-allow: [ 10.0.10.0/24 ]",
-            format!("guard `enforce`: {guard}"),
+            "mode: ebpf\nnet-inf: no-such-nic",
+            "the interface no-such-nic",
         ),
     ];
-    for (lines, reason) in cases {
+    for (lines, missing) in cases {
+        let reason = format!("mode `ebpf`: {missing} {advice}");
         let config = format!("{}{lines}\n", scratch.agent_config());
 
         let ended = scratch.run_with(AGENT, config)?;

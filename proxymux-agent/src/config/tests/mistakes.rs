@@ -257,6 +257,18 @@ fn each_bad_value_says_what_is_expected() {
         ),
         ("guard-inf: ['']", "guard-inf[0]: must be set"),
         (
+            "attach: xdp",
+            "attach: \"xdp\": must be auto, tcx or netlink",
+        ),
+        (
+            "steer-priority: 0",
+            "steer-priority: 0: must be from 1 to 65535",
+        ),
+        (
+            "steer-priority: 65536",
+            "steer-priority: 65536: must be from 1 to 65535",
+        ),
+        (
             "admin: /run/a.sock",
             "admin: \"/run/a.sock\": must be unix:/PATH, \
              or a loopback address and port such as 127.0.0.1:12252",

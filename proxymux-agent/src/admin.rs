@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::{
     agent::Agent,
     board::{Entry, SessionEntry},
-    steering::PlaceStatus,
+    steering::{explain, report, suggest},
 };
 
 /// The agent, as its admin address sees it.
@@ -68,12 +68,22 @@ impl Answers for AgentAnswers {
             "mode": mode,
             "mode_configured": config.mode.word(),
             "mode_reason": mode_reason,
-            "attachments": agent.steering.places().iter().map(show_place).collect::<Vec<_>>(),
+            "attachments": report::attachments(&agent.steering),
+            "steering": report::status(&agent.steering, &agent.metrics.tally),
             "kubelet": config.kubelet_addr.to_string(),
             "streams": agent.metrics.streams.count(),
             "masters": masters,
             "certificates": certificates(&agent.certificates),
         })
+    }
+
+    fn other(&self, path: &str, query: &str) -> Option<Result<Value, String>> {
+        let steering = &self.0.steering;
+        match path {
+            explain::PATH => Some(explain::answer(steering, query)),
+            suggest::PATH => Some(suggest::answer(steering)),
+            _ => None,
+        }
     }
 }
 
@@ -89,19 +99,6 @@ fn certificates(certificates: &Certificates) -> Value {
         "serial": info.serial,
         "expires": utc(info.not_after),
         "first_ca_expires": first_ca,
-    })
-}
-
-/// Where a program is, or why it is nowhere.
-fn show_place(place: &PlaceStatus) -> Value {
-    let attached = place.attached.as_ref();
-    json!({
-        "program": place.program,
-        "wanted": place.wanted,
-        "device": attached.map(|(device, _)| &device.name),
-        "attach": attached.map(|(_, kind)| kind.word()),
-        "problem": place.problem,
-        "before": place.before,
     })
 }
 

@@ -48,7 +48,7 @@ impl Agent {
             masters: HeldMasters::new(),
             board: Board::new(),
             started: Instant::now(),
-            metrics: Metrics::new(&memory),
+            metrics: Metrics::new(&memory, &steering),
             memory,
             steering,
             shutdown,

@@ -15,7 +15,7 @@ use crate::{
     agent::Agent,
     config::Config,
     link,
-    steering::{Steering, SteeringError},
+    steering::{Steering, SteeringError, report},
 };
 
 /// Why the agent does not start.
@@ -82,6 +82,11 @@ async fn serve_masters(agent: Arc<Agent>) {
     }
     links.spawn(renewal(Arc::clone(&agent)));
     links.spawn(steer(Arc::clone(&agent)));
+    links.spawn(report::watch(
+        Arc::clone(&agent.steering),
+        Arc::clone(&agent.metrics.tally),
+        agent.shutdown.drain.clone(),
+    ));
     links.close();
     links.wait().await;
 }

@@ -7,12 +7,21 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use proxymux_agent::{app, config::Config, status};
+use proxymux_agent::{
+    app,
+    config::Config,
+    status,
+    steering::{
+        explain::{self, Source},
+        suggest,
+    },
+};
 use proxymux_transport::{
     command::{Program, Question},
-    config_file::values::AdminAddr,
+    config_file::values::{AdminAddr, admin_addr},
     telemetry::{self, Verbosity},
 };
+use serde_json::Value;
 
 /// Connects this node's kubelet to the control plane, through a session that the node opens.
 ///
@@ -45,17 +54,63 @@ enum Command {
         #[arg(long, conflicts_with_all = ["json", "watch"])]
         ready: bool,
     },
+    /// Say what becomes of a new connection from an address to the kubelet, and why.
+    Explain {
+        /// The address, and the port if it matters: 192.0.2.10 or [fd00::10]:40000.
+        #[arg(value_name = "SRC[:PORT]")]
+        source: Source,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// The guard of the kubelet's port.
+    Guard {
+        #[command(subcommand)]
+        command: GuardCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GuardCommand {
+    /// Print the guard-allow lines for those whom the guard has dropped or would have.
+    Suggest {
+        #[command(flatten)]
+        asked: Asked,
+    },
+}
+
+/// How a running agent is asked once.
+#[derive(Debug, clap::Args)]
+struct Asked {
+    /// Where to ask; without it, at the `admin` address in the configuration file.
+    #[arg(long, value_name = "ADDR", value_parser = admin_addr)]
+    admin: Option<AdminAddr>,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     match &args.command {
         None => run(&args),
-        Some(Command::Status { question, ready }) => match admin(&args, question) {
+        Some(Command::Status { question, ready }) => match admin(&args, question.admin.as_ref()) {
             Ok(at) if *ready => AGENT.ask_ready(&at),
             Ok(at) => AGENT.ask(&at, question, status::show),
             Err(code) => code,
         },
+        Some(Command::Explain { source, asked }) => {
+            ask_for(&args, asked, &source.question(), explain::show)
+        }
+        Some(Command::Guard {
+            command: GuardCommand::Suggest { asked },
+        }) => ask_for(&args, asked, suggest::PATH, suggest::show),
+    }
+}
+
+fn ask_for(args: &Args, asked: &Asked, path: &str, show: fn(&Value) -> String) -> ExitCode {
+    match admin(args, asked.admin.as_ref()) {
+        Ok(at) => AGENT.ask_for(&at, path, asked.json, show),
+        Err(code) => code,
     }
 }
 
@@ -83,8 +138,8 @@ fn run(args: &Args) -> ExitCode {
 }
 
 /// Where the running agent answers.
-fn admin(args: &Args, question: &Question) -> Result<AdminAddr, ExitCode> {
-    match &question.admin {
+fn admin(args: &Args, given: Option<&AdminAddr>) -> Result<AdminAddr, ExitCode> {
+    match given {
         Some(at) => Ok(at.clone()),
         None => Config::load(&args.config)
             .map(|(config, _)| config.admin)

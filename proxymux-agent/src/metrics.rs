@@ -17,7 +17,13 @@ use proxymux_transport::{
     telemetry::Path,
 };
 
-use crate::{session::EstablishError, steering::SteeringMetrics};
+use crate::{
+    session::EstablishError,
+    steering::{
+        Steering, SteeringMetrics,
+        report::{SteeringCollector, Tally},
+    },
+};
 
 /// All metrics of one run of the agent.
 pub(crate) struct Metrics {
@@ -30,12 +36,14 @@ pub(crate) struct Metrics {
     pub(crate) refused: Counters,
     pub(crate) dials: Histogram,
     pub(crate) steering: SteeringMetrics,
+    /// What the agent has seen of steered connections.
+    pub(crate) tally: Arc<Tally>,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
     expiry: Moments,
 }
 
 impl Metrics {
-    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>, steering: &Arc<Steering>) -> Self {
         let mut registry = registry("proxymux_agent", env!("CARGO_PKG_VERSION"));
         let r = &mut registry;
         ProcessMetrics::register(r);
@@ -71,6 +79,8 @@ impl Metrics {
             "dial_duration",
             "How long connecting to the kubelet or another target took, successful or not",
         );
+        let tally = Arc::<Tally>::default();
+        SteeringCollector::register(r, steering, &tally);
         let steering = SteeringMetrics::register(r);
         let expiry = certificate_expiry(r, CERTIFICATES);
         Self {
@@ -81,6 +91,7 @@ impl Metrics {
             refused,
             dials,
             steering,
+            tally,
             expiry,
         }
     }
@@ -155,9 +166,14 @@ mod tests {
 
     use super::*;
 
+    fn fresh() -> Metrics {
+        let memory = MemoryBudget::new(ByteSize::mib(64));
+        Metrics::new(&memory, &Steering::userspace("test"))
+    }
+
     #[test]
     fn a_fresh_agent_shows_every_metric_and_no_open_thing() {
-        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
+        let metrics = fresh();
         let text = metrics.scrape();
 
         for zero in [
@@ -167,6 +183,9 @@ mod tests {
             "proxymux_agent_session_reconnects_total{reason=\"connect\"} 0",
             "proxymux_agent_session_reconnects_total{reason=\"silent\"} 0",
             "proxymux_agent_dial_duration_seconds_count 0",
+            "proxymux_agent_steering_packets_total{verdict=\"assigned\"} 0",
+            "proxymux_agent_steering_bytes_total{verdict=\"dropped\"} 0",
+            "proxymux_agent_steering_drift 0",
         ] {
             assert!(text.lines().any(|line| line == zero), "{zero} in:\n{text}");
         }
@@ -175,7 +194,7 @@ mod tests {
     /// With `PROXYMUX_UPDATE_DOCS` set it writes the list anew: `cargo xtask gen-docs`.
     #[test]
     fn the_document_of_metrics_is_up_to_date() {
-        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
+        let metrics = fresh();
         for word in CERTIFICATES {
             metrics
                 .expiry

@@ -24,6 +24,14 @@ pub fn show(status: &Value) -> String {
             number(status, "/uptime_s").map(age).unwrap_or_default(),
         ),
         ("mode", mode),
+        ("steer from", text(status, "/steering/steer_from")),
+        ("listeners", text(status, "/steering/listeners")),
+        ("heartbeat", heartbeat(status)),
+        ("steered", steered(status)),
+        ("drift", drift(status)),
+        ("guard", text(status, "/steering/guard")),
+        ("guard allows", text(status, "/steering/guard_allow")),
+        ("not counted", text(status, "/steering/trouble")),
         ("kubelet", text(status, "/kubelet")),
         ("streams", text(status, "/streams")),
         ("certificate expires", text(status, "/certificates/expires")),
@@ -50,11 +58,82 @@ pub fn show(status: &Value) -> String {
             text(master, "/last_error"),
         ]);
     }
-    if !table.is_empty() {
-        shown.push('\n');
-        shown.push_str(&table.show());
+    for table in [table, programs(status), verdicts(status)] {
+        if !table.is_empty() {
+            shown.push('\n');
+            shown.push_str(&table.show());
+        }
     }
     shown
+}
+
+/// Where the eBPF programs are, or why they are not.
+fn programs(status: &Value) -> Table {
+    let mut table = Table::new(&["PROGRAM", "DEVICE", "ATTACH", "POSITION", "COST", "PROBLEM"]);
+    for place in list(status, "/attachments") {
+        let device = match text(place, "/device") {
+            device if device.is_empty() => text(place, "/wanted"),
+            device => device,
+        };
+        table.row([
+            text(place, "/program"),
+            device,
+            text(place, "/attach"),
+            text(place, "/position"),
+            text(place, "/cost"),
+            text(place, "/problem"),
+        ]);
+    }
+    table
+}
+
+/// What the programs have counted.
+fn verdicts(status: &Value) -> Table {
+    let mut table = Table::new(&["VERDICT", "PACKETS", "BYTES"]);
+    for counter in list(status, "/steering/counters") {
+        table.row([
+            text(counter, "/verdict"),
+            text(counter, "/packets"),
+            text(counter, "/bytes"),
+        ]);
+    }
+    table
+}
+
+fn list<'a>(status: &'a Value, place: &str) -> impl Iterator<Item = &'a Value> {
+    let list = status.pointer(place).and_then(Value::as_array);
+    list.into_iter().flatten()
+}
+
+fn heartbeat(status: &Value) -> String {
+    let age = number(status, "/steering/heartbeat_age_ms");
+    age.map(|ms| format!("{ms} ms ago")).unwrap_or_default()
+}
+
+/// What the programs gave to the agent, and what came to it.
+fn steered(status: &Value) -> String {
+    let mut counters = list(status, "/steering/counters");
+    let assigned = counters.find(|counter| text(counter, "/verdict") == "assigned");
+    let assigned = assigned.and_then(|counter| number(counter, "/packets"));
+    match (assigned, number(status, "/steering/accepted")) {
+        (Some(assigned), Some(accepted)) => format!("{assigned} assigned, {accepted} accepted"),
+        _ => String::new(),
+    }
+}
+
+fn drift(status: &Value) -> String {
+    let count = |place| number(status, place);
+    let counts = (
+        count("/steering/drift/assigned"),
+        count("/steering/drift/accepted"),
+    );
+    match counts {
+        (Some(assigned), Some(accepted)) => format!(
+            "{assigned} assigned and {accepted} accepted lately; {}",
+            text(status, "/steering/drift/causes")
+        ),
+        _ => String::new(),
+    }
 }
 
 fn ready(status: &Value) -> String {
@@ -99,6 +178,52 @@ certificate expires: 2027-01-01T00:00:00Z
 SERVER           ADDRESS           STATE      SINCE  RTT     STREAMS  LAST ERROR
 https://a:12250  192.0.2.10:12250  connected  1m1s   1.53ms  2        -
 https://b:12250  -                 waiting    5s     -       -        cannot connect
+"
+        );
+    }
+
+    #[test]
+    fn steering_is_a_few_lines_and_tables_of_programs_and_verdicts() {
+        let status = json!({
+            "node": "10.0.10.10", "ready": true, "mode": "ebpf", "mode_reason": "configured",
+            "attachments": [
+                { "program": "proxymux_steer", "wanted": "the interface ens3", "device": "ens3",
+                  "attach": "tcx", "position": "first", "problem": null,
+                  "cost": "not measured: kernel.bpf_stats_enabled is 0" },
+                { "program": "proxymux_guard", "wanted": "the interface vx0", "device": null,
+                  "problem": "the interface vx0 does not exist", "cost": "" },
+            ],
+            "steering": {
+                "steer_from": ["192.0.2.10/32"], "listeners": ["127.0.0.1:4000"],
+                "heartbeat_age_ms": 412, "guard": "audit", "guard_allow": [],
+                "counters": [
+                    { "verdict": "assigned", "packets": 12, "bytes": 888 },
+                    { "verdict": "dropped", "packets": 0, "bytes": 0 },
+                ],
+                "accepted": 3, "trouble": null,
+                "drift": { "assigned": 9, "accepted": 0, "causes": "likely causes: NAT" },
+            },
+        });
+        assert_eq!(
+            show(&status),
+            "\
+node:       10.0.10.10
+ready:      yes
+mode:       ebpf (configured)
+steer from: 192.0.2.10/32
+listeners:  127.0.0.1:4000
+heartbeat:  412 ms ago
+steered:    12 assigned, 3 accepted
+drift:      9 assigned and 0 accepted lately; likely causes: NAT
+guard:      audit
+
+PROGRAM         DEVICE             ATTACH  POSITION  COST                                         PROBLEM
+proxymux_steer  ens3               tcx     first     not measured: kernel.bpf_stats_enabled is 0  -
+proxymux_guard  the interface vx0  -       -         -                                            the interface vx0 does not exist
+
+VERDICT   PACKETS  BYTES
+assigned  12       888
+dropped   0        0
 "
         );
     }

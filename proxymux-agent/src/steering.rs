@@ -10,6 +10,9 @@
 mod attach;
 #[cfg(feature = "ebpf")]
 mod chain;
+mod cost;
+mod drift;
+pub mod explain;
 #[cfg(feature = "ebpf")]
 mod load;
 #[cfg(feature = "ebpf")]
@@ -28,8 +31,10 @@ pub mod object;
 mod places;
 #[cfg(feature = "ebpf")]
 mod privileges;
+pub(crate) mod report;
 #[cfg(feature = "ebpf")]
 mod rtnetlink;
+pub mod suggest;
 #[cfg(feature = "ebpf")]
 mod watch;
 
@@ -41,6 +46,7 @@ use std::{
 use proxymux_transport::telemetry::chain as line;
 use tokio_util::sync::CancellationToken;
 
+use self::cost::Cost;
 pub(crate) use self::{
     maps::{MapFault, Maps},
     metrics::SteeringMetrics,
@@ -197,6 +203,16 @@ impl Steering {
         drop(drain);
         self.detached.cancel();
         metrics.show(&self);
+    }
+
+    /// What a program costs, by its name.
+    pub(crate) fn cost(&self, program: &str) -> Cost {
+        #[cfg(feature = "ebpf")]
+        if let Some(engine) = &self.engine {
+            return engine.places().cost(program);
+        }
+        let _ = program;
+        Cost::default()
     }
 
     /// What is attached where, and what should be; empty in mode userspace.

@@ -7,7 +7,7 @@
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::MapError,
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use nix::{
     errno::Errno,
@@ -15,7 +15,7 @@ use nix::{
 };
 use proxymux_common::{names, user::return_freed_memory};
 
-use super::{log::ProgramLog, maps::MapFault, object, privileges};
+use super::{cost::Cost, log::ProgramLog, maps::MapFault, object, privileges};
 
 /// The programs in the kernel.
 pub(super) struct Loaded {
@@ -109,6 +109,17 @@ impl Loaded {
             done.map_err(|error| program_error(name, &error))?;
         }
         Ok(loaded)
+    }
+
+    /// What a program costs, by its name.
+    pub(super) fn cost(&self, program: &str) -> Cost {
+        let Some(Program::SchedClassifier(program)) = self.ebpf.program(program) else {
+            return Cost::default();
+        };
+        match program.info() {
+            Ok(info) => Cost::of(info.run_time(), info.run_count()),
+            Err(error) => Cost::Refused(proxymux_transport::telemetry::chain(&error)),
+        }
     }
 
     /// The maps are in there until somebody takes them.

@@ -8,8 +8,8 @@ use std::{
     collections::HashSet,
     error::Error,
     hash::Hash,
-    net::{IpAddr, Ipv6Addr},
-    os::fd::BorrowedFd,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,12 +19,15 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SockMap, lpm_trie::Key},
 };
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::socket::{SockaddrStorage, getsockname},
+    time::{ClockId, clock_gettime},
+};
 use proxymux_common::{
     Address, Counter, LISTENER_V4, LISTENER_V6, Settings, Verdict, mapped, names,
 };
 
-use super::Family;
+use super::{Family, explain::Loaded};
 
 /// All maps.
 pub(crate) struct Maps {
@@ -44,6 +47,8 @@ struct Inner {
     set: Settings,
     /// What is in `addresses`.
     own: HashSet<Address>,
+    /// Where what is in `listeners` listens.
+    listening: [Option<SocketAddr>; 2],
     /// What is in `heartbeat`; 0 before the first beat.
     beaten: u64,
 }
@@ -86,6 +91,7 @@ impl Maps {
             addresses: taken(loaded, names::ADDRESSES)?,
             set: Settings::default(),
             own: HashSet::new(),
+            listening: [None; 2],
             beaten: 0,
         };
         Ok(Arc::new(Self {
@@ -165,8 +171,18 @@ impl Maps {
         family: Family,
         listener: BorrowedFd<'_>,
     ) -> Result<(), MapFault> {
-        let set = self.lock().listeners.set(slot(family), &listener, 0);
-        set.map_err(of(names::LISTENERS))
+        let mut inner = self.lock();
+        let set = inner.listeners.set(slot(family), &listener, 0);
+        set.map_err(of(names::LISTENERS))?;
+        if let Some(listening) = inner.listening.get_mut(slot(family) as usize) {
+            *listening = local_addr(listener);
+        }
+        Ok(())
+    }
+
+    /// Where the listeners are that connections are given to, IPv4 first.
+    pub(crate) fn listeners(&self) -> Vec<SocketAddr> {
+        self.lock().listening.iter().flatten().copied().collect()
     }
 
     /// Gives connections to nobody any more.
@@ -175,6 +191,9 @@ impl Maps {
         for slot in [LISTENER_V4, LISTENER_V6] {
             let cleared = removed(inner.listeners.clear_index(&slot));
             cleared.map_err(of(names::LISTENERS))?;
+            if let Some(listening) = inner.listening.get_mut(slot as usize) {
+                *listening = None;
+            }
         }
         Ok(())
     }
@@ -227,6 +246,30 @@ impl Maps {
         Ok(list)
     }
 
+    /// What is in the maps, read from the kernel.
+    pub(crate) fn loaded(&self) -> Result<Loaded, MapFault> {
+        let now = monotonic().map_err(of(names::HEARTBEAT))?;
+        let inner = self.lock();
+        let settings = inner.settings.get(&0, 0).map_err(of(names::SETTINGS))?;
+        let beaten = inner.heartbeat.get(&0, 0).map_err(of(names::HEARTBEAT))?;
+        let own: Result<Vec<_>, _> = inner.addresses.keys().collect();
+        let mut addresses: Vec<_> = own
+            .map_err(of(names::ADDRESSES))?
+            .into_iter()
+            .map(ip)
+            .collect();
+        addresses.sort_unstable();
+        Ok(Loaded {
+            settings,
+            sources: inner.sources.read(names::SOURCES_V4)?,
+            allowed: inner.allowed.read(names::ALLOWED_V4)?,
+            addresses,
+            listeners: inner.listening.iter().flatten().copied().collect(),
+            heartbeat: (beaten != 0).then(|| Duration::from_nanos(now.saturating_sub(beaten))),
+            ..Loaded::default()
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // What a panic leaves half-written the next write of the same list finishes.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -254,6 +297,14 @@ impl Prefixes {
             held.remove(&net);
         }
         Ok(())
+    }
+
+    /// The list as the kernel has it.
+    fn read(&self, map: &'static str) -> Result<Vec<IpNet>, MapFault> {
+        let v4 = self.v4.keys().map(|key| key.map(net));
+        let v6 = self.v6.keys().map(|key| key.map(net));
+        let nets = v4.chain(v6).filter_map(Result::transpose);
+        nets.collect::<Result<_, _>>().map_err(of(map))
     }
 
     fn list(&self) -> Vec<IpNet> {
@@ -313,6 +364,12 @@ fn key<K: Pod + Hash>(prefix: u8, address: K) -> Key<K> {
     Key::new(u32::from(prefix), address)
 }
 
+/// The network of a key that [`key`] has made.
+fn net<K: Pod + Into<IpAddr>>(key: Key<K>) -> Option<IpNet> {
+    let prefix = u8::try_from(key.prefix_len()).ok()?;
+    IpNet::new(key.data().into(), prefix).ok()
+}
+
 fn slot(family: Family) -> u32 {
     match family {
         Family::V4 => LISTENER_V4,
@@ -326,6 +383,12 @@ pub(super) fn address(ip: IpAddr) -> Address {
         IpAddr::V4(ip) => mapped(ip.octets()),
         IpAddr::V6(ip) => ip.octets(),
     }
+}
+
+fn local_addr(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    let at: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v4 = at.as_sockaddr_in().map(|at| SocketAddr::V4((*at).into()));
+    v4.or_else(|| at.as_sockaddr_in6().map(|at| SocketAddr::V6((*at).into())))
 }
 
 fn ip(address: Address) -> IpAddr {

@@ -3,12 +3,17 @@
 //! Owns only the form of `maps`, so that what uses them is the same in both builds. Neither type
 //! has a value.
 
-use std::{convert::Infallible, net::IpAddr, os::fd::BorrowedFd, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use proxymux_common::{Counter, Settings, Verdict};
 
-use super::Family;
+use super::{Family, explain::Loaded};
 
 /// Never there.
 #[derive(Debug)]
@@ -40,9 +45,11 @@ never! {
     set_addresses(&self, addresses: &[IpAddr]) -> Result<(), MapFault>;
     addresses(&self) -> Vec<IpAddr>;
     set_listener(&self, family: Family, listener: BorrowedFd<'_>) -> Result<(), MapFault>;
+    listeners(&self) -> Vec<SocketAddr>;
     clear_listeners(&self) -> Result<(), MapFault>;
     beat(&self) -> Result<(), MapFault>;
     heartbeat_age(&self) -> Option<Duration>;
     statistics(&self) -> Result<[Counter; Verdict::ALL.len()], MapFault>;
+    loaded(&self) -> Result<Loaded, MapFault>;
     audited(&self) -> Result<Vec<(IpAddr, u64)>, MapFault>;
 }

@@ -16,6 +16,7 @@ use super::{
     Device, MapFault, Maps, PlaceStatus,
     attach::{self, Attachment},
     chain,
+    cost::Cost,
     load::Loaded,
 };
 use crate::config::{Attach, Config, Guard, Mode};
@@ -183,6 +184,10 @@ impl Places {
             }
             place.problem = Some("the agent ends".to_owned());
         }
+    }
+
+    pub(super) fn cost(&self, program: &str) -> Cost {
+        self.loaded.cost(program)
     }
 
     pub(super) fn status(&self) -> Vec<PlaceStatus> {

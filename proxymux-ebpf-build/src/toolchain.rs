@@ -97,7 +97,18 @@ impl Rust {
             .find(|rust| rust.sysroot().is_some_and(|root| has_source(&root)))
     }
 
+    /// The number of the LLVM in it, which the linker has to use too.
+    #[must_use]
+    pub fn llvm(self) -> Option<u32> {
+        llvm_in(&self.ask(&["--version", "--verbose"])?)
+    }
+
     fn sysroot(self) -> Option<PathBuf> {
+        Some(self.ask(&["--print", "sysroot"])?.trim().into())
+    }
+
+    /// What its compiler says.
+    fn ask(self, args: &[&str]) -> Option<String> {
         let mut command = match self {
             Self::Nightly => {
                 let mut command = Command::new("rustup");
@@ -107,14 +118,22 @@ impl Rust {
             Self::Debian => Command::new("/usr/bin/rustc"),
         };
         let output = command
-            .args(["--print", "sysroot"])
+            .args(args)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .output()
             .ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.trim().into())
+        output.status.success().then_some(text)
     }
+}
+
+/// The number in the line `LLVM version: 22.1.8`.
+fn llvm_in(text: &str) -> Option<u32> {
+    let version = text
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.parse().ok()
 }
 
 fn has_source(sysroot: &Path) -> bool {
@@ -148,6 +167,14 @@ mod tests {
     #[test]
     fn a_directory_without_source_is_no_toolchain_for_this() {
         assert!(!has_source(Path::new("/nonexistent")));
+    }
+
+    #[test]
+    fn llvm_is_the_first_number_of_its_version() {
+        let text = "rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+
+        assert_eq!(llvm_in(text), Some(22));
+        assert_eq!(llvm_in("rustc 1.96.0\n"), None);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use anyhow::Result;
 
-use crate::{command::Command, workspace::Workspace};
+use crate::{
+    command::Command,
+    setup::{self, Job, ThisMachine},
+    workspace::Workspace,
+};
 
 /// In which the demo and the tests in namespaces run the daemons, so that nothing is built twice.
 /// The relay moves gigabytes there: it is optimised, with all checks on.
@@ -20,6 +24,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::enter()?;
+    setup::ensure(&[Job::Build], &ThisMachine)?;
     let (profile, directory) = if options.release {
         (SHIPPED_PROFILE, SHIPPED_PROFILE)
     } else {

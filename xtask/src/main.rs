@@ -11,6 +11,7 @@
 
 mod bench;
 mod build;
+mod build_ebpf;
 mod check;
 mod command;
 mod demo;
@@ -41,6 +42,8 @@ enum Verb {
     Test(test::Options),
     /// Build the two daemons
     Build(build::Options),
+    /// Build the two eBPF objects that the agent carries
+    BuildEbpf(build_ebpf::Options),
     /// Install what the other verbs need
     Setup(setup::Options),
     /// Show a cluster in network namespaces: logs through the tunnel
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Check(options) => check::run(&options),
         Verb::Test(options) => return test::run(&options),
         Verb::Build(options) => build::run(&options),
+        Verb::BuildEbpf(options) => build_ebpf::run(&options),
         Verb::Setup(options) => setup::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Bench(options) => bench::run(&options),

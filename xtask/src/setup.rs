@@ -35,16 +35,18 @@ pub(crate) enum Job {
     Netns,
     Fuzz,
     Vm,
+    Build,
 }
 
 impl Job {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Demo,
         Self::Check,
         Self::Unit,
         Self::Netns,
         Self::Fuzz,
         Self::Vm,
+        Self::Build,
     ];
 }
 
@@ -59,6 +61,8 @@ pub(crate) trait Machine {
     fn has_library(&self, name: &str) -> bool;
     /// The version of an installed cargo subcommand, `None` where it is missing.
     fn cargo_tool_version(&self, name: &str) -> Option<String>;
+    /// The number of the LLVM in the Rust that can build for eBPF, `None` if there is no such Rust.
+    fn ebpf_llvm(&self) -> Option<u32>;
     fn has_package_lists(&self) -> bool;
     fn is_root(&self) -> bool;
     fn run(&self, command: &Command) -> Result<()>;
@@ -86,9 +90,14 @@ pub(crate) fn ensure(jobs: &[Job], machine: &impl Machine) -> Result<()> {
             tool.purpose
         ));
     }
-    let plan = Plan::new(&missing, machine);
-    plan.refuse_the_impossible(machine)?;
-    plan.carry_out(machine)?;
+    Plan::new(&missing, machine).refuse_the_impossible(machine)?;
+    // Which packages the linker needs is known for certain once the rest is there.
+    let (last, first): (Vec<&Tool>, Vec<&Tool>) = missing
+        .iter()
+        .partition(|tool| matches!(tool.source, Source::BpfLinker));
+    for stage in [first, last] {
+        Plan::new(&stage, machine).carry_out(machine)?;
+    }
     match missing.iter().find(|tool| !tool.is_installed(machine)) {
         None => Ok(()),
         Some(tool) => bail!(
@@ -101,31 +110,22 @@ pub(crate) fn ensure(jobs: &[Job], machine: &impl Machine) -> Result<()> {
 
 /// The commands that install what is missing, in order.
 struct Plan {
-    packages: Vec<&'static str>,
+    packages: Vec<String>,
     others: Vec<Command>,
 }
 
 impl Plan {
     fn new(missing: &[&Tool], machine: &impl Machine) -> Self {
-        let has_rustup = machine.has_program("rustup");
-        let mut plan = Self {
-            packages: Vec::new(),
-            others: Vec::new(),
-        };
-        for tool in missing {
-            match tool.source {
-                Source::Component { component, .. } if has_rustup => plan
-                    .others
-                    .push(Command::new("rustup", ["component", "add", component])),
-                Source::Component { debian, .. }
-                | Source::Debian(debian)
-                | Source::Library(debian) => {
-                    plan.packages.push(debian);
-                }
-                Source::Crate { .. } => plan.others.extend(tool.source.cargo_install()),
-            }
+        Self {
+            packages: missing
+                .iter()
+                .flat_map(|tool| tool.source.packages(machine))
+                .collect(),
+            others: missing
+                .iter()
+                .filter_map(|tool| tool.source.command(machine))
+                .collect(),
         }
-        plan
     }
 
     /// Fails before anything is changed if the packages cannot be installed from here.
@@ -214,7 +214,7 @@ fn apt_update() -> Command {
     Command::new("apt-get", ["update"])
 }
 
-fn apt_install(packages: &[&str]) -> Command {
+fn apt_install(packages: &[String]) -> Command {
     // A machine that has just booted may be upgrading itself: wait for its lock.
     // `env` and not our own variable, so that the line works behind sudo too.
     Command::new(
@@ -229,5 +229,5 @@ fn apt_install(packages: &[&str]) -> Command {
             "--no-install-recommends",
         ],
     )
-    .args(packages.iter().copied())
+    .args(packages.iter().cloned())
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use proxymux_ebpf_build::toolchain::Rust;
 
 use super::Machine;
 use crate::command::{Command, search_path};
@@ -43,6 +44,10 @@ impl Machine for ThisMachine {
         let subcommand = name.strip_prefix("cargo-")?;
         let output = Command::cargo([subcommand, "--version"]).output().ok()?;
         version_in(&output, name)
+    }
+
+    fn ebpf_llvm(&self) -> Option<u32> {
+        Rust::find()?.llvm()
     }
 
     fn has_package_lists(&self) -> bool {

@@ -79,6 +79,10 @@ impl Machine for FakeMachine {
         }
     }
 
+    fn ebpf_llvm(&self) -> Option<u32> {
+        self.has_program("Rust for eBPF").then_some(LLVM)
+    }
+
     fn has_package_lists(&self) -> bool {
         self.package_lists
     }
@@ -94,9 +98,15 @@ impl Machine for FakeMachine {
             return Err(anyhow!("no network"));
         }
         if self.effective && !command.to_string().ends_with("update") {
+            let installs_all = |tool: &&Tool| !matches!(tool.source, Source::BpfLinker);
+            let tools: Vec<_> = if command.to_string().ends_with(" bpf-linker") {
+                TOOLS.iter().collect()
+            } else {
+                TOOLS.iter().filter(installs_all).collect()
+            };
             self.programs
                 .borrow_mut()
-                .extend(TOOLS.iter().map(|tool| tool.program));
+                .extend(tools.iter().map(|tool| tool.program));
             self.nextest.replace(Some("0.9.151"));
         }
         Ok(())
@@ -106,6 +116,9 @@ impl Machine for FakeMachine {
         self.said.borrow_mut().push(line.to_owned());
     }
 }
+
+/// Of the Rust for eBPF, once it is there; not the one that messages assume before.
+const LLVM: u32 = 23;
 
 const INSTALL: &str = "env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
                        install -y --no-install-recommends";
@@ -298,6 +311,44 @@ fn install_that_brings_no_program_is_an_error() {
         error,
         "installed Debian package nftables, yet there is no nft"
     );
+}
+
+#[test]
+fn linker_for_ebpf_is_built_with_the_llvm_of_the_rust_that_was_just_installed() {
+    let machine = FakeMachine::without(&["Rust for eBPF", "bpf-linker"]);
+
+    ensure(&[Job::Build], &machine).unwrap();
+
+    let [rust, llvm, linker] = &machine.ran()[..] else {
+        panic!("three commands expected, got {:?}", machine.ran());
+    };
+    assert_eq!(*rust, format!("{INSTALL} rustc-web cargo-web rust-web-src"));
+    assert_eq!(*llvm, format!("{INSTALL} llvm-23-dev"));
+    assert!(
+        linker.starts_with("LLVM_PREFIX=/usr/lib/llvm-23 cargo install --locked --version 0.13.0 "),
+        "{linker}"
+    );
+    assert!(
+        linker.ends_with("--no-default-features --features llvm-23 bpf-linker"),
+        "{linker}"
+    );
+}
+
+#[test]
+fn without_root_all_commands_for_ebpf_are_told_at_once() {
+    let mut machine = FakeMachine::without(&["Rust for eBPF", "bpf-linker"]);
+    machine.root = false;
+
+    let error = ensure(&[Job::Build], &machine).unwrap_err().to_string();
+
+    assert!(
+        error.contains(&format!(
+            "\n  sudo {INSTALL} rustc-web cargo-web rust-web-src llvm-22-dev\n  \
+             LLVM_PREFIX=/usr/lib/llvm-22 cargo install "
+        )),
+        "{error}"
+    );
+    assert_eq!(machine.ran(), Vec::<String>::new());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! There is no row for the C compiler and the C library's headers: without them xtask itself
 //! could not have been linked. The fuzzers need nothing beyond the stable toolchain and `c++`.
+//! What builds the agent needs what builds the eBPF programs in it: every job does.
 
 use super::{Job, Machine};
 use crate::command::Command;
@@ -35,7 +36,21 @@ pub(super) enum Source {
         component: &'static str,
         debian: &'static str,
     },
+    /// A Rust that can build for eBPF: rustup's nightly with its source if there is one, else
+    /// Debian's packages.
+    EbpfRust,
+    /// The linker of eBPF programs. It has to use the same LLVM as the Rust for eBPF, which is
+    /// known only once that Rust is there.
+    BpfLinker,
 }
+
+/// Compiler and the source of `core` in one version, which rustup has for its nightly only.
+const DEBIAN_EBPF_RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// What Debian's [`DEBIAN_EBPF_RUST`] uses at the time of writing; for messages only.
+const USUAL_LLVM: u32 = 22;
+
+const BPF_LINKER_VERSION: &str = "0.13.0";
 
 pub(super) const TOOLS: &[Tool] = &[
     Tool {
@@ -76,8 +91,8 @@ pub(super) const TOOLS: &[Tool] = &[
     },
     Tool {
         program: "c++",
-        jobs: &[Job::Check, Job::Fuzz],
-        purpose: "build libFuzzer for the fuzz targets",
+        jobs: Job::ALL.as_slice(),
+        purpose: "build libFuzzer for the fuzz targets, and link bpf-linker",
         source: Source::Debian("g++"),
     },
     Tool {
@@ -127,12 +142,25 @@ pub(super) const TOOLS: &[Tool] = &[
             features: &[],
         },
     },
+    Tool {
+        program: "Rust for eBPF",
+        jobs: Job::ALL.as_slice(),
+        purpose: "build the eBPF programs that the agent carries",
+        source: Source::EbpfRust,
+    },
+    Tool {
+        program: "bpf-linker",
+        jobs: Job::ALL.as_slice(),
+        purpose: "link the eBPF programs that the agent carries",
+        source: Source::BpfLinker,
+    },
 ];
 
 impl Tool {
     pub(super) fn is_installed(&self, machine: &impl Machine) -> bool {
         match self.source {
-            Source::Debian(_) => machine.has_program(self.program),
+            Source::Debian(_) | Source::BpfLinker => machine.has_program(self.program),
+            Source::EbpfRust => machine.ebpf_llvm().is_some(),
             Source::Library(_) => machine.has_library(self.program),
             Source::Component { .. } => machine.toolchain_has_program(self.program),
             Source::Crate { oldest, .. } => machine
@@ -160,37 +188,78 @@ impl Source {
             } => format!(
                 "crate {name} {version}, {oldest} at the least; takes some minutes to build"
             ),
+            Self::EbpfRust => format!("Debian packages {}", DEBIAN_EBPF_RUST.join(" ")),
+            Self::BpfLinker => format!(
+                "crate bpf-linker {BPF_LINKER_VERSION} with Debian package {}; takes some minutes \
+                 to build",
+                llvm_package(machine)
+            ),
         }
     }
 
-    /// The command that builds and installs a crate; `None` for what is not one.
-    pub(super) fn cargo_install(&self) -> Option<Command> {
-        let Self::Crate {
-            name,
-            version,
-            features,
-            ..
-        } = *self
-        else {
-            return None;
-        };
-        // The tools run for seconds but are built on every new machine: their own settings, whole
-        // program optimisation among them, would double the minutes that this takes.
-        let quick_to_build = [
-            "profile.release.lto=\"off\"",
-            "profile.release.codegen-units=16",
-            "profile.release.opt-level=1",
-        ];
-        let configuration = quick_to_build
-            .into_iter()
-            .flat_map(|setting| ["--config", setting]);
-        Some(
-            Command::cargo(["install", "--locked", "--version", version])
-                .args(configuration)
-                .args(features.iter().copied())
-                .args([name]),
-        )
+    /// The Debian packages that the tool is, or needs to be built; none for what comes from rustup.
+    pub(super) fn packages(&self, machine: &impl Machine) -> Vec<String> {
+        match self {
+            Self::Component { .. } if machine.has_program("rustup") => Vec::new(),
+            Self::Component { debian, .. } | Self::Debian(debian) | Self::Library(debian) => {
+                vec![(*debian).to_owned()]
+            }
+            Self::Crate { .. } => Vec::new(),
+            Self::EbpfRust => DEBIAN_EBPF_RUST.map(str::to_owned).into(),
+            Self::BpfLinker => vec![llvm_package(machine)],
+        }
     }
+
+    /// The command that installs the tool, behind its packages; `None` if they are all it takes.
+    pub(super) fn command(&self, machine: &impl Machine) -> Option<Command> {
+        match self {
+            Self::Component { component, .. } if machine.has_program("rustup") => {
+                Some(Command::new("rustup", ["component", "add", component]))
+            }
+            Self::Crate {
+                name,
+                version,
+                features,
+                ..
+            } => Some(cargo_install(name, version, features)),
+            Self::BpfLinker => {
+                let llvm = llvm(machine);
+                let features = [
+                    "--no-default-features",
+                    "--features",
+                    &format!("llvm-{llvm}"),
+                ];
+                let install = cargo_install("bpf-linker", BPF_LINKER_VERSION, &features);
+                Some(install.env("LLVM_PREFIX", &format!("/usr/lib/llvm-{llvm}")))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn llvm(machine: &impl Machine) -> u32 {
+    machine.ebpf_llvm().unwrap_or(USUAL_LLVM)
+}
+
+fn llvm_package(machine: &impl Machine) -> String {
+    format!("llvm-{}-dev", llvm(machine))
+}
+
+fn cargo_install(name: &str, version: &str, features: &[&str]) -> Command {
+    // The tools run for seconds but are built on every new machine: their own settings, whole
+    // program optimisation among them, would double the minutes that this takes.
+    let quick_to_build = [
+        "profile.release.lto=\"off\"",
+        "profile.release.codegen-units=16",
+        "profile.release.opt-level=1",
+    ];
+    let configuration = quick_to_build
+        .into_iter()
+        .flat_map(|setting| ["--config", setting]);
+    Command::cargo(["install", "--locked", "--version", version])
+        .args(configuration)
+        .args(features.iter().copied())
+        .args([name])
 }
 
 /// The numbers of a version, to be compared in order; what is not a number counts as 0.

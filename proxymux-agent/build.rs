@@ -23,9 +23,17 @@ fn objects() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../proxymux-common/src");
     println!("cargo::rerun-if-changed=../proxymux-common/Cargo.toml");
     let directory = env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR for build scripts")?;
+    let directory = Path::new(&directory);
+    // One for all profiles and features of the agent, which make no difference to the programs:
+    // beside the profile's directory, in which this is build/proxymux-agent-0123abc/out.
+    let target = directory
+        .ancestors()
+        .nth(4)
+        .unwrap_or(directory)
+        .join("ebpf");
     for build in proxymux_ebpf_build::Build::ALL {
         // Cargo shows an error of `main` in the form for programmers, without line breaks.
-        if let Err(error) = proxymux_ebpf_build::build(build, programs, Path::new(&directory)) {
+        if let Err(error) = proxymux_ebpf_build::build(build, programs, &target, directory) {
             return Err(tell(&error));
         }
     }

@@ -46,12 +46,13 @@ pub enum BuildError {
     Start { program: String, source: io::Error },
     #[error("building the eBPF programs failed ({status}): `{command}`")]
     Failed { command: String, status: ExitStatus },
-    #[error("cannot put the object at {}", path.display())]
+    #[error("cannot write to {}", path.display())]
     Place { path: PathBuf, source: io::Error },
 }
 
 /// Builds `build` of the crate in `crate_directory`, and hands back where the object is: in
-/// `directory`, where everything else goes that the build makes.
+/// `directory`. Everything else that the build makes is in `target`, which several builds may
+/// share, at the same time too.
 ///
 /// # Errors
 ///
@@ -59,11 +60,15 @@ pub enum BuildError {
 pub fn build(
     build: Build,
     crate_directory: &Path,
+    target: &Path,
     directory: &Path,
 ) -> Result<PathBuf, BuildError> {
     let toolchain = Toolchain::find()?;
-    let target = directory.join("ebpf");
-    let mut command = command(&toolchain, build, crate_directory, &target);
+    let _lock = lock(target).map_err(|source| BuildError::Place {
+        path: target.to_owned(),
+        source,
+    })?;
+    let mut command = command(&toolchain, build, crate_directory, target);
     let status = command.status().map_err(|source| BuildError::Start {
         program: command.get_program().to_string_lossy().into_owned(),
         source,
@@ -76,10 +81,20 @@ pub fn build(
     }
     let built = target.join(TARGET).join("release").join(PROGRAM);
     let path = directory.join(build.file_name());
-    match fs::copy(built, &path) {
+    let copied = fs::create_dir_all(directory).and_then(|()| fs::copy(built, &path));
+    match copied {
         Ok(_) => Ok(path),
         Err(source) => Err(BuildError::Place { path, source }),
     }
+}
+
+/// Keeps others from building in `target` until it is dropped: both builds put their object at the
+/// same place, and cargo's own lock is gone before it is copied.
+fn lock(target: &Path) -> io::Result<fs::File> {
+    fs::create_dir_all(target)?;
+    let file = fs::File::create(target.join("proxymux.lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 const TARGET: &str = "bpfel-unknown-none";

@@ -18,10 +18,11 @@ pub(crate) struct Options {}
 pub(crate) fn run(_options: &Options) -> Result<()> {
     let workspace = Workspace::enter()?;
     setup::ensure(&[Job::Build], &ThisMachine)?;
-    let directory = workspace.target.join("ebpf-objects");
+    // The agent's build uses the same.
+    let target = workspace.target.join("ebpf");
     for build in Build::ALL {
         let sources = workspace.root.join("proxymux-ebpf");
-        let object = proxymux_ebpf_build::build(build, &sources, &directory)?;
+        let object = proxymux_ebpf_build::build(build, &sources, &target, &target)?;
         let size = fs::metadata(&object)
             .with_context(|| format!("cannot look at {}", object.display()))?
             .len();

@@ -69,6 +69,19 @@ const STEPS: &[Step] = &[
         },
     },
     Step {
+        name: "eBPF programs",
+        // A workspace of its own, which the steps above do not see. For this machine instead of
+        // eBPF, so that the ordinary clippy will do.
+        run: |_| {
+            let manifest = ["--manifest-path", "proxymux-ebpf/Cargo.toml"];
+            Command::cargo(["fmt", "--check"]).args(manifest).run()?;
+            Command::cargo(["clippy", "--locked", "--target-dir", "target/ebpf-lints"])
+                .args(manifest)
+                .args(["--all-features", "--", "-D", "warnings"])
+                .run()
+        },
+    },
+    Step {
         name: "documents",
         // With private items, because their documents are for developers, and so that public
         // documents may link to them.

@@ -52,7 +52,8 @@ fn the_object_that_logs_has_a_ring_buffer_for_its_messages() -> Result<()> {
 #[test]
 fn the_silent_object_loads_with_cap_bpf_and_cap_net_admin_alone() -> Result<()> {
     if env::var_os(CHILD).is_some() {
-        return load_all();
+        println!("loaded with capabilities {}", load_all()?);
+        return Ok(());
     }
     let output = Command::new("setpriv")
         .args([
@@ -78,7 +79,8 @@ fn the_silent_object_loads_with_cap_bpf_and_cap_net_admin_alone() -> Result<()> 
 
 const CHILD: &str = "PROXYMUX_TEST_FEW_CAPABILITIES";
 
-fn load_all() -> Result<()> {
+/// Loads both programs; hands back with which capabilities.
+fn load_all() -> Result<String> {
     let mut ebpf = Ebpf::load(object(false))?;
     for name in [names::STEER, names::GUARD] {
         let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
@@ -89,8 +91,7 @@ fn load_all() -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .context("no CapEff")?;
-    println!("loaded with capabilities {}", effective.trim());
-    Ok(())
+    Ok(effective.trim().to_owned())
 }
 
 /// The kernel's word for the type of each map, by name.

@@ -9,7 +9,7 @@ use proxymux_common::{Verdict, names};
 
 use crate::{
     program::{NEXT, NODE_V4, NODE_V6, Program},
-    wire::{ACK, Frame, ICMP, ICMP_V6, TCP, UDP, other},
+    wire::{ACK, Frame, ICMP, ICMP_V6, TCP, UDP, changed, cut, other},
 };
 
 const MASTER_V4: &str = "192.0.2.10:40000";
@@ -46,12 +46,8 @@ type Row = (&'static str, Vec<u8>, Verdict);
 fn v4() -> Vec<Row> {
     let syn = || Frame::new(MASTER_V4, NODE_V4);
     let with = |change: fn(&mut Frame)| syn().with(change).bytes();
-    let changed = |index: usize, value: u8| {
-        let mut bytes = syn().bytes();
-        bytes[index] = value;
-        bytes
-    };
-    let cut = |length: usize| syn().bytes()[..length].to_vec();
+    let changed = |index: usize, value: u8| changed(syn().bytes(), index, value);
+    let cut = |length: usize| cut(syn().bytes(), length);
     let from = |source: &str| Frame::new(source, NODE_V4).bytes();
     let to = |destination: &str| Frame::new(MASTER_V4, destination).bytes();
     vec![
@@ -168,7 +164,7 @@ fn v6() -> Vec<Row> {
     let syn = || Frame::new(MASTER_V6, NODE_V6);
     let with = |change: fn(&mut Frame)| syn().with(change).bytes();
     let extended = |extension: u8| syn().with(|f| f.extension = Some(extension)).bytes();
-    let cut = |length: usize| syn().bytes()[..length].to_vec();
+    let cut = |length: usize| cut(syn().bytes(), length);
     vec![
         ("v6", syn().bytes(), Verdict::Stale),
         ("v6, hop-by-hop options", extended(0), Verdict::Opaque),
@@ -231,11 +227,8 @@ fn neither() -> Vec<Row> {
     let mut tagged = other(0x8100);
     // Behind the tag is what would be steered without it.
     tagged.splice(14.., [0, 7]);
-    tagged.extend(
-        &Frame::new(MASTER_V4, NODE_V4)
-            .with(|f| f.protocol = TCP)
-            .bytes()[12..],
-    );
+    let steered = Frame::new(MASTER_V4, NODE_V4).with(|f| f.protocol = TCP);
+    tagged.extend(steered.bytes().split_off(12));
     vec![
         ("ARP", other(0x0806), Verdict::Unrelated),
         ("LLDP", other(0x88cc), Verdict::Unrelated),

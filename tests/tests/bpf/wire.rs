@@ -66,7 +66,7 @@ impl Frame {
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => self.v4(source, destination),
             (IpAddr::V6(source), IpAddr::V6(destination)) => self.v6(source, destination),
-            _ => panic!("a frame has one family: {self:?}"),
+            _ => unreachable!("a frame has one family: {self:?}"),
         }
     }
 
@@ -115,6 +115,18 @@ impl Frame {
         ]);
         bytes
     }
+}
+
+/// The first `length` bytes.
+pub(crate) fn cut(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
+    frame.truncate(length);
+    frame
+}
+
+/// With another byte at `index`.
+pub(crate) fn changed(mut frame: Vec<u8>, index: usize, value: u8) -> Vec<u8> {
+    frame.splice(index..=index, [value]);
+    frame
 }
 
 /// A frame whose protocol is neither IPv4 nor IPv6 to the kernel.

@@ -239,12 +239,8 @@ impl Place {
     fn look(&mut self, loaded: &mut Loaded, how: (Attach, u16), looked: &mut Looked) {
         let device = self.wanted.device();
         if let Some(attachment) = &self.attachment {
-            let moved = match &device {
-                Some(device) if device.index != attachment.device.index => {
-                    Some(format!("{} is another device now", self.wanted))
-                }
-                _ => None,
-            };
+            let moved = self.wanted.is_elsewhere(&attachment.device);
+            let moved = moved.then(|| format!("{} is another device now", self.wanted));
             match attachment.lost().or(moved) {
                 None => {
                     self.note_name();
@@ -377,6 +373,15 @@ impl Place {
 }
 
 impl Wanted {
+    /// Whether it is another device than `held` for sure. One that has lost its name is still it.
+    fn is_elsewhere(&self, held: &Device) -> bool {
+        let now = match &self.name {
+            Some(name) => by_name(name),
+            None => self.device(),
+        };
+        now.is_some_and(|now| now.index != held.index)
+    }
+
     /// The device as it is now.
     fn device(&self) -> Option<Device> {
         let named = self.name.as_deref().and_then(by_name);

@@ -11,8 +11,13 @@ use proxymux_transport::{memory::MemoryBudget, reload::Certificates, shutdown::S
 use tokio::time::Instant;
 
 use crate::{
-    board::Board, certificates, config::Config, masters::HeldMasters, metrics::Metrics,
-    steering::Steering, target::TargetPolicy,
+    board::Board,
+    certificates,
+    config::Config,
+    masters::HeldMasters,
+    metrics::Metrics,
+    steering::{Sources, Steering},
+    target::TargetPolicy,
 };
 
 /// The shared state of one run of the agent.
@@ -31,6 +36,8 @@ pub(crate) struct Agent {
     pub(crate) memory: Arc<MemoryBudget>,
     /// What the agent has of BPF.
     pub(crate) steering: Arc<Steering>,
+    /// Whose connections are steered.
+    pub(crate) sources: Arc<Sources>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -43,6 +50,7 @@ impl Agent {
         Arc::new(Self {
             policy: TargetPolicy::new(&config),
             certificates: certificates::of_agent(&config),
+            sources: Sources::new(&config),
             config,
             instance: InstanceId::from_bytes(id),
             masters: HeldMasters::new(),

@@ -15,7 +15,7 @@ use crate::{
     agent::Agent,
     config::Config,
     link,
-    steering::{Steering, SteeringError, report},
+    steering::{Steering, SteeringError, listener, report, sources},
 };
 
 /// Why the agent does not start.
@@ -87,6 +87,8 @@ async fn serve_masters(agent: Arc<Agent>) {
         Arc::clone(&agent.metrics.tally),
         agent.shutdown.drain.clone(),
     ));
+    links.spawn(sources::keep(Arc::clone(&agent)));
+    links.spawn(listener::run(Arc::clone(&agent)));
     links.close();
     links.wait().await;
 }

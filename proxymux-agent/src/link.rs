@@ -78,6 +78,8 @@ impl Link {
     fn adopt(&mut self, addresses: &BTreeSet<SocketAddr>) {
         self.trouble = None;
         self.row = None;
+        let ips = addresses.iter().map(SocketAddr::ip).collect();
+        self.agent.sources.resolved(&self.server, ips);
         self.active.retain(|at, retired| {
             let stays = addresses.contains(at);
             if !stays {

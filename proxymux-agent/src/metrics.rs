@@ -20,7 +20,7 @@ use proxymux_transport::{
 use crate::{
     session::EstablishError,
     steering::{
-        Steering, SteeringMetrics,
+        SteeredMetrics, Steering, SteeringMetrics,
         report::{SteeringCollector, Tally},
     },
 };
@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) steering: SteeringMetrics,
     /// What the agent has seen of steered connections.
     pub(crate) tally: Arc<Tally>,
+    pub(crate) steered: SteeredMetrics,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
     expiry: Moments,
 }
@@ -82,6 +83,7 @@ impl Metrics {
         let tally = Arc::<Tally>::default();
         SteeringCollector::register(r, steering, &tally);
         let steering = SteeringMetrics::register(r);
+        let steered = SteeredMetrics::register(r);
         let expiry = certificate_expiry(r, CERTIFICATES);
         Self {
             registry,
@@ -92,6 +94,7 @@ impl Metrics {
             dials,
             steering,
             tally,
+            steered,
             expiry,
         }
     }
@@ -151,7 +154,7 @@ pub(crate) const SEGMENTS: &str = "segments";
 /// The word for a request that the master took back.
 pub(crate) const CANCELLED: &str = "cancelled";
 
-const PATHS: &[Path] = &[Path::Session];
+const PATHS: &[Path] = &[Path::Session, Path::Steered];
 
 /// Our own certificate, and the CA certificate that masters are checked with.
 const CERTIFICATES: &[&str] = &["own", "ca"];

@@ -13,16 +13,15 @@ mod chain;
 mod cost;
 mod drift;
 pub mod explain;
+pub(crate) mod listener;
 #[cfg(feature = "ebpf")]
 mod load;
 #[cfg(feature = "ebpf")]
 mod log;
 #[cfg(feature = "ebpf")]
-#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 mod maps;
 #[cfg(not(feature = "ebpf"))]
 #[path = "steering/no_maps.rs"]
-#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 mod maps;
 mod metrics;
 #[cfg(feature = "ebpf")]
@@ -34,6 +33,8 @@ mod privileges;
 pub(crate) mod report;
 #[cfg(feature = "ebpf")]
 mod rtnetlink;
+pub(crate) mod sources;
+mod steered;
 pub mod suggest;
 #[cfg(feature = "ebpf")]
 mod watch;
@@ -50,11 +51,12 @@ use self::cost::Cost;
 pub(crate) use self::{
     maps::{MapFault, Maps},
     metrics::SteeringMetrics,
+    sources::{NamedSources, Sources},
+    steered::SteeredMetrics,
 };
 use crate::config::{Config, Guard, Mode};
 
 /// The version of IP.
-#[allow(dead_code, reason = "for the steered listener, which is not there yet")]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Family {
     /// IPv4.
@@ -76,7 +78,6 @@ pub(crate) struct Steering {
 /// The loaded programs.
 #[derive(Debug)]
 struct Engine {
-    #[allow(dead_code, reason = "for the steered listener, which is not there yet")]
     maps: Arc<Maps>,
     #[cfg(feature = "ebpf")]
     places: Mutex<places::Places>,
@@ -182,7 +183,6 @@ impl Steering {
         (self.mode, &self.reason)
     }
 
-    #[allow(dead_code, reason = "for the steered listener, which is not there yet")]
     /// The maps of the loaded programs; `None` in mode userspace.
     pub(crate) fn maps(&self) -> Option<&Arc<Maps>> {
         self.engine.as_ref().map(|engine| &engine.maps)

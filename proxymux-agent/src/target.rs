@@ -77,10 +77,7 @@ impl TargetPolicy {
             Host::Ip(ip) => self.own_addresses.contains(ip),
         };
         if is_this_node && target.port() == self.kubelet.port() {
-            return Ok(Destination {
-                at: self.kubelet,
-                what: "its kubelet",
-            });
+            return Ok(self.kubelet());
         }
         target
             .as_socket_addr()
@@ -90,6 +87,14 @@ impl TargetPolicy {
                 target: target.clone(),
                 node: self.node.clone(),
             })
+    }
+
+    /// This node's kubelet, for those who have come for nothing else.
+    pub(crate) fn kubelet(&self) -> Destination {
+        Destination {
+            at: self.kubelet,
+            what: "its kubelet",
+        }
     }
 
     /// Connects to a target that was decided on, within `limit`.

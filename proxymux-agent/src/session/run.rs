@@ -42,6 +42,7 @@ use crate::{
     board::{Row, SessionEntry, State},
     masters::HeldGuard,
     metrics::{RENEWED, SEGMENTS},
+    steering::NamedSources,
 };
 
 /// An established session.
@@ -56,6 +57,8 @@ pub(super) struct Session {
     held: Option<HeldGuard>,
     streams: TaskTracker,
     row: Row,
+    /// The addresses from which the master dials nodes.
+    _sources: NamedSources,
     cut: CancellationToken,
     /// Connections whose relay has ended because the session had.
     lost: Arc<AtomicUsize>,
@@ -116,6 +119,7 @@ impl Session {
         // They may have been renewed since the handshake began.
         renewed.mark_changed();
         let streams = TaskTracker::new();
+        let sources = agent.sources.named(&established.registered.dial_sources);
         let row = of.session(SessionEntry {
             master,
             addresses: established.registered.addresses,
@@ -135,6 +139,7 @@ impl Session {
             held: Some(held),
             streams,
             row,
+            _sources: sources,
             cut: CancellationToken::new(),
             lost: Arc::default(),
             release: Some(release),

@@ -82,6 +82,14 @@ const STEPS: &[Step] = &[
         },
     },
     Step {
+        name: "agent without eBPF",
+        run: |_| {
+            Command::cargo(["check", "--locked", "--package", "proxymux-agent"])
+                .args(["--no-default-features"])
+                .run()
+        },
+    },
+    Step {
         name: "documents",
         // With private items, because their documents are for developers, and so that public
         // documents may link to them.

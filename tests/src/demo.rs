@@ -16,6 +16,7 @@ mod place;
 mod screen;
 mod session;
 mod stage;
+mod steering;
 mod traffic;
 mod without;
 
@@ -113,6 +114,7 @@ async fn play(show: &mut Checks, stage: &mut Stage) -> Result<()> {
     session::play(show, stage).await?;
     let metrics = traffic::play(show, stage).await?;
     outages::play(show, stage).await?;
+    steering::play(show, stage).await?;
     evidence::play(show, stage, metrics).await
 }
 
@@ -232,8 +234,8 @@ fn left_behind() -> Result<Vec<String>> {
 const INTRODUCTION: &str = "For kubectl logs, for exec and for metrics a control plane connects to \
     the kubelet of a node. Where nodes stand in a private subnet it cannot. Here each node's agent \
     dials out to the master and keeps one session there, and the master carries kube-apiserver's \
-    requests back through it. What follows happens on this machine as you read it, takes some ten \
-    seconds, and is checked step by step.";
+    requests back through it. What follows happens on this machine as you read it, takes some \
+    fifteen seconds, and is checked step by step.";
 
 /// Enough to see how it came to a failure.
 const LAST_LINES: usize = 12;

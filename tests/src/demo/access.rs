@@ -28,6 +28,11 @@ impl<'a> AccessLine<'a> {
         self.line.contains(" access: connection closed ")
     }
 
+    /// Whether it is about a connection that never was the master's.
+    pub(super) fn is_steered(&self) -> bool {
+        self.field("path") == "steered"
+    }
+
     /// A field's value, without quotes; empty if there is none of this name.
     pub(super) fn field(&self, name: &str) -> &'a str {
         let key = format!(" {name}=");

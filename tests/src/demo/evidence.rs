@@ -1,4 +1,4 @@
-//! Part 6: what the daemons wrote down, and what they used.
+//! Part 7: what the daemons wrote down, and what they used.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{
 };
 
 pub(super) async fn play(show: &mut Checks, stage: &mut Stage, metrics: u64) -> Result<()> {
-    show.screen.heading("6. What the daemons wrote down");
+    show.screen.heading("7. What the daemons wrote down");
     show.screen.say(
-        "One line per connection, in both logs. Below what stands in them, and the last line of \
-         each as it is.",
+        "One line per connection, in both logs; those that were steered are in the agent's alone. \
+         Below what stands in them, and the last line of each as it is.",
     );
     let dials = stage.dials();
     // A line is written when the connection is over, a moment after its client has noticed.
@@ -83,9 +83,10 @@ fn compare(
     show.check(at_master >= metrics && at_agent >= metrics, expected, seen)
 }
 
-/// How many of the lines are about connections that reached a kubelet.
+/// How many of the lines are about connections that reached a kubelet through the master.
 fn relayed(lines: &[AccessLine<'_>]) -> usize {
-    lines.iter().filter(|line| line.is_relayed()).count()
+    let through = |line: &&AccessLine<'_>| line.is_relayed() && !line.is_steered();
+    lines.iter().filter(through).count()
 }
 
 fn usage(show: &mut Checks, stage: &mut Stage) -> Result<()> {

@@ -152,7 +152,12 @@ impl Stage {
 
     /// Starts the agent and does not wait for it.
     pub(super) fn start_agent(&mut self) -> Result<()> {
-        let file = self.agent_file();
+        self.start_agent_with("")
+    }
+
+    /// The same, with these lines at the end of its file.
+    pub(super) fn start_agent_with(&mut self, lines: &str) -> Result<()> {
+        let file = format!("{}{lines}", self.agent_file());
         self.cluster.start_agent_with(0, &file)?;
         Ok(())
     }
@@ -220,6 +225,11 @@ impl Stage {
     pub(super) fn dial(&mut self) -> (ApiServer, String) {
         self.dials += 1;
         (self.api.clone(), self.target())
+    }
+
+    /// The API server that dials kubelets itself.
+    pub(super) fn direct(&self) -> &ApiServer {
+        &self.direct
     }
 
     /// A request without a tunnel, from the control plane's machine.

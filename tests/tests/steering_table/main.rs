@@ -6,4 +6,12 @@
 //!
 //! [`visitors::holder`]: proxymux_tests::visitors::holder
 
+mod agents;
+mod connections;
+mod cost;
+mod filters;
+mod frames;
+mod restarts;
+mod settings;
+mod stage;
 mod without;

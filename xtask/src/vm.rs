@@ -75,8 +75,16 @@ const RUNS: &[TestRun] = &[
         filter: "requests::a_kubelet_that_cannot_be_dialled_answers_through_its_session",
     },
     TestRun {
-        program: "tunnel",
-        filter: "requests::a_log_is_read_to_its_end_and_its_tail_alone",
+        program: "vm",
+        filter: "auto::",
+    },
+    TestRun {
+        program: "vm",
+        filter: "guard::",
+    },
+    TestRun {
+        program: "vm",
+        filter: "devices::",
     },
 ];
 

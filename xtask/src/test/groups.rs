@@ -96,7 +96,7 @@ fn netns(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
         .collect();
     let tests = with_daemons(workspace)?
         .args(packages.iter().copied())
-        .args(["--filterset", &format!("not ({FAULTS})")]);
+        .args(["--filterset", &format!("not ({FAULTS} or {GUESTS})")]);
     let documents = Command::cargo(DOC_TESTS)
         .args(["--profile", build::TESTED_PROFILE])
         .args(packages);
@@ -122,6 +122,9 @@ fn with_daemons(workspace: &Workspace) -> Result<Command> {
 
 /// The test programs of group `faults`, as a filter of nextest.
 const FAULTS: &str = "binary_id(proxymux-tests::faults)";
+
+/// The test program that runs in group `vm` only.
+const GUESTS: &str = "binary_id(proxymux-tests::vm)";
 
 /// The profile is named so that no variable of the environment chooses another, whose report
 /// would lie elsewhere.

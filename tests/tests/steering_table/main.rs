@@ -11,6 +11,7 @@ mod connections;
 mod cost;
 mod filters;
 mod frames;
+mod listeners;
 mod restarts;
 mod settings;
 mod stage;

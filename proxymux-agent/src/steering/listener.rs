@@ -140,7 +140,7 @@ pub(super) struct Acceptor<G> {
     /// Connections cannot be accepted now.
     failing: bool,
     next_beat: Instant,
-    /// What was last complained of, so that it is not once a second.
+    /// What was last complained of, so that it is not with every beat.
     trouble: Option<String>,
 }
 
@@ -338,8 +338,9 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The kernel takes the agent for dead after five times as long.
-const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// The kernel takes the agent for dead after 5 s, so a beat may be 3 s late. Each wakes an agent
+/// that is otherwise idle.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// How many steered connections there may be. Each costs two descriptors, and 16 KiB for each way
 /// whose reader is slow: 32 MiB at worst, half of what the agent may use. A kubelet has no more

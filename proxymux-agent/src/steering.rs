@@ -10,6 +10,10 @@
 mod attach;
 #[cfg(feature = "ebpf")]
 mod chain;
+#[cfg_attr(
+    not(feature = "ebpf"),
+    expect(dead_code, reason = "without programs nothing costs anything")
+)]
 mod cost;
 mod drift;
 pub mod explain;
@@ -39,17 +43,19 @@ pub mod suggest;
 #[cfg(feature = "ebpf")]
 mod watch;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+#[cfg(feature = "ebpf")]
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fmt, sync::Arc};
 
+#[cfg(feature = "ebpf")]
 use proxymux_transport::telemetry::chain as line;
 use tokio_util::sync::CancellationToken;
 
 use self::cost::Cost;
+#[cfg(feature = "ebpf")]
+use self::maps::MapFault;
 pub(crate) use self::{
-    maps::{MapFault, Maps},
+    maps::Maps,
     metrics::SteeringMetrics,
     sources::{NamedSources, Sources},
     steered::SteeredMetrics,

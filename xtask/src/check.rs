@@ -84,8 +84,8 @@ const STEPS: &[Step] = &[
     Step {
         name: "agent without eBPF",
         run: |_| {
-            Command::cargo(["check", "--locked", "--package", "proxymux-agent"])
-                .args(["--no-default-features"])
+            Command::cargo(["clippy", "--locked", "--package", "proxymux-agent"])
+                .args(["--no-default-features", "--", "-D", "warnings"])
                 .run()
         },
     },

@@ -13,8 +13,16 @@ pub(crate) struct SteeringMetrics {
     modes: Gauges,
     attached: Gauges<2>,
     /// How often a program was found to be off its device.
+    #[cfg_attr(
+        not(feature = "ebpf"),
+        expect(dead_code, reason = "without programs none is lost")
+    )]
     pub(crate) lost: Counter,
     /// How often a program could not be attached.
+    #[cfg_attr(
+        not(feature = "ebpf"),
+        expect(dead_code, reason = "without programs none is attached")
+    )]
     pub(crate) failed: Counter,
 }
 

@@ -36,13 +36,10 @@ macro_rules! never {
 }
 
 never! {
-    set_settings(&self, settings: Settings) -> Result<(), MapFault>;
     settings(&self) -> Settings;
     set_sources(&self, sources: &[IpNet]) -> Result<(), MapFault>;
     sources(&self) -> Vec<IpNet>;
-    set_allowed(&self, allowed: &[IpNet]) -> Result<(), MapFault>;
     allowed(&self) -> Vec<IpNet>;
-    set_addresses(&self, addresses: &[IpAddr]) -> Result<(), MapFault>;
     addresses(&self) -> Vec<IpAddr>;
     set_listener(&self, family: Family, listener: BorrowedFd<'_>) -> Result<(), MapFault>;
     listeners(&self) -> Vec<SocketAddr>;

@@ -19,7 +19,7 @@ use proxymux_testkit::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::limits::{SOON, within};
@@ -140,6 +140,30 @@ impl Visitors {
         })
     }
 
+    /// Connects, says nothing, and waits until a process on the node has taken the connection.
+    ///
+    /// # Errors
+    ///
+    /// Nobody answered, or nobody took it within a second: it waits in a queue.
+    pub fn who_takes(&self, node: &Host, family: Family) -> Result<Holder> {
+        let (from, to) = (self.address(0, family), family.kubelet(node));
+        self.runtime.block_on({
+            let node = node.clone();
+            async move {
+                let stream = within(SOON, "connect", dial(from, to)).await?;
+                let from = stream.local_addr()?;
+                let deadline = Instant::now() + TAKEN_WITHIN;
+                loop {
+                    match holder(&node, from) {
+                        Err(error) if Instant::now() >= deadline => return Err(error),
+                        Err(_) => sleep(TAKEN_WITHIN / 20).await,
+                        found => return found,
+                    }
+                }
+            }
+        })
+    }
+
     /// Whether anybody answers a first packet within a second and a half, in which the kernel
     /// sends it twice.
     pub fn is_answered(&self, node: &Host, family: Family) -> bool {
@@ -218,6 +242,9 @@ pub fn holder(node: &Host, from: SocketAddr) -> Result<Holder> {
 
 /// Where kubelets listen.
 pub const KUBELET_PORT: u16 = 10250;
+
+/// Both the kubelet and an agent that lives take a connection within milliseconds.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The kernel sends a first packet again after a second.
 const TWO_PACKETS: Duration = Duration::from_millis(1500);

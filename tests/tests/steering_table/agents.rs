@@ -1,6 +1,10 @@
-//! Agents that die, and address families that have no agent.
+//! Agents that die or hang, and address families that have no agent.
+
+use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
+use proxymux_testkit::wait::eventually;
 use proxymux_tests::visitors::{Family, Holder};
 
 use crate::stage::{ATTACH, Stage};
@@ -19,6 +23,32 @@ fn with_a_killed_agent_the_kubelet_answers_at_once() -> Result<()> {
     }
     Ok(())
 }
+
+/// As long as its heartbeat is fresh, connections wait for it.
+#[test]
+fn with_a_stopped_agent_the_kubelet_answers_within_seconds() -> Result<()> {
+    for attach in ATTACH {
+        let mut stage = Stage::start(attach)?;
+
+        stage.cluster.agent(0).signal(Signal::SIGSTOP)?;
+
+        for family in Family::ALL {
+            eventually(EXPIRED, || {
+                let taken = stage.visitors.who_takes(stage.node(), family);
+                taken.is_ok_and(|holder| holder == Holder::Kubelet)
+            });
+            assert_eq!(stage.visit(family)?, Holder::Kubelet, "{attach} {family:?}");
+        }
+        stage.cluster.agent(0).signal(Signal::SIGCONT)?;
+        for family in Family::ALL {
+            stage.comes_to(family, Holder::Agent)?;
+        }
+    }
+    Ok(())
+}
+
+/// A heartbeat lives for 5 s, an attempt takes a second, and the machine may be busy.
+const EXPIRED: Duration = Duration::from_secs(8);
 
 #[test]
 fn only_sources_that_are_named_are_steered() -> Result<()> {

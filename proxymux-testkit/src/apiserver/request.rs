@@ -1,6 +1,6 @@
 //! Requests to a kubelet, over TLS inside a tunnel.
 
-use std::{io, pin::Pin, task, time::Duration};
+use std::{io, pin::Pin, sync::Arc, task, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -12,7 +12,7 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -93,6 +93,9 @@ impl Reply {
     }
 }
 
+/// What kube-apiserver needs to speak to one kubelet: its side of TLS, and the name to expect.
+type KubeletClient = (Arc<ClientConfig>, ServerName<'static>);
+
 impl ApiServer {
     /// Dials a kubelet: a tunnel, TLS inside it with the host part of `target` as the name to
     /// expect, HTTP/1.1 inside that.
@@ -101,8 +104,10 @@ impl ApiServer {
     ///
     /// One of these failed.
     pub async fn connect_kubelet(&self, target: &str) -> Result<KubeletConnection, RequestError> {
+        // A mistake of the caller's is told before anything is dialled.
+        let client = self.kubelet_client(target)?;
         let tunnel = self.connect(target).await?;
-        self.speak(tunnel, target).await
+        speak(client, tunnel, target).await
     }
 
     /// The same over a connection that the caller has made, from a port of its choice perhaps.
@@ -115,40 +120,12 @@ impl ApiServer {
         stream: TcpStream,
         target: &str,
     ) -> Result<KubeletConnection, RequestError> {
-        self.speak(Tunnel::tcp(stream), target).await
+        speak(self.kubelet_client(target)?, Tunnel::tcp(stream), target).await
     }
 
-    async fn speak(&self, tunnel: Tunnel, target: &str) -> Result<KubeletConnection, RequestError> {
+    fn kubelet_client(&self, target: &str) -> Result<KubeletClient, RequestError> {
         let config = self.kubelet_tls.clone().ok_or(RequestError::NoClient)?;
-        let name = server_name(target)?;
-        let stream = TlsConnector::from(config).connect(name, tunnel).await;
-        let stream = stream.map_err(|source| RequestError::Tls {
-            target: target.to_owned(),
-            source,
-        })?;
-        let shaken = handshake::<_, StandInBody>(TokioIo::new(stream)).await;
-        let (sender, connection) = shaken.map_err(|source| RequestError::Http {
-            target: target.to_owned(),
-            source,
-        })?;
-        let dropped = CancellationToken::new();
-        let owner = dropped.clone().drop_guard();
-        tokio::spawn(async move {
-            let close = async {
-                dropped.cancelled().await;
-                tokio::time::sleep(CLOSE_LIMIT).await;
-            };
-            tokio::select! {
-                // An error of the connection is told to the request that it hits.
-                _ = connection.with_upgrades() => {}
-                () = close => {}
-            }
-        });
-        Ok(KubeletConnection {
-            target: target.to_owned(),
-            sender,
-            _owner: owner,
-        })
+        Ok((config, server_name(target)?))
     }
 
     /// `GET`, with the whole body.
@@ -430,6 +407,42 @@ impl AsyncWrite for ExecStream {
     ) -> task::Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
+}
+
+/// TLS and HTTP through a tunnel that stands.
+async fn speak(
+    (config, name): KubeletClient,
+    tunnel: Tunnel,
+    target: &str,
+) -> Result<KubeletConnection, RequestError> {
+    let stream = TlsConnector::from(config).connect(name, tunnel).await;
+    let stream = stream.map_err(|source| RequestError::Tls {
+        target: target.to_owned(),
+        source,
+    })?;
+    let shaken = handshake::<_, StandInBody>(TokioIo::new(stream)).await;
+    let (sender, connection) = shaken.map_err(|source| RequestError::Http {
+        target: target.to_owned(),
+        source,
+    })?;
+    let dropped = CancellationToken::new();
+    let owner = dropped.clone().drop_guard();
+    tokio::spawn(async move {
+        let close = async {
+            dropped.cancelled().await;
+            tokio::time::sleep(CLOSE_LIMIT).await;
+        };
+        tokio::select! {
+            // An error of the connection is told to the request that it hits.
+            _ = connection.with_upgrades() => {}
+            () = close => {}
+        }
+    });
+    Ok(KubeletConnection {
+        target: target.to_owned(),
+        sender,
+        _owner: owner,
+    })
 }
 
 /// The name to expect in the certificate is the host part, without an IPv6 address's brackets.

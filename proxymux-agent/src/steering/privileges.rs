@@ -12,7 +12,7 @@ pub(super) fn missing() -> Vec<&'static str> {
     missing_of(effective(&status), last.trim().parse().unwrap_or(0))
 }
 
-/// Whether the process may do everything.
+/// `last` is the number of the newest capability that this kernel knows.
 fn missing_of(effective: u64, last: u32) -> Vec<&'static str> {
     let has = |number: u32| effective & (1 << number) != 0;
     if has(SYS_ADMIN) && has(NET_ADMIN) {

@@ -44,8 +44,18 @@ pub const LISTENER_V4: u32 = 0;
 /// The slot of the listener for IPv6.
 pub const LISTENER_V6: u32 = 1;
 
-/// The agent is taken for dead or hung when its heartbeat is older than this, in nanoseconds.
+/// The agent is taken for dead or hung when its heartbeat is as old as this, in nanoseconds.
 pub const HEARTBEAT_EXPIRES_NS: u64 = 5_000_000_000;
+
+/// Whether an agent whose last heartbeat was at `beat` is taken for alive at `now`, both as
+/// [`names::HEARTBEAT`] has them; a `beat` of 0 is none at all.
+///
+/// A heartbeat of another processor may be a little ahead of this one's clock.
+#[must_use]
+#[inline(always)]
+pub const fn is_alive(beat: u64, now: u64) -> bool {
+    beat != 0 && now.saturating_sub(beat) < HEARTBEAT_EXPIRES_NS
+}
 
 #[cfg(test)]
 mod tests {
@@ -56,5 +66,19 @@ mod tests {
         let address = core::net::Ipv4Addr::new(192, 0, 2, 10);
 
         assert_eq!(mapped(address.octets()), address.to_ipv6_mapped().octets());
+    }
+
+    #[test]
+    fn an_agent_lives_until_its_heartbeat_is_as_old_as_the_limit() {
+        let beat = 7;
+        for (beat, now, alive) in [
+            (0, 1, false),
+            (beat, beat, true),
+            (beat, beat - 1, true),
+            (beat, beat + HEARTBEAT_EXPIRES_NS - 1, true),
+            (beat, beat + HEARTBEAT_EXPIRES_NS, false),
+        ] {
+            assert_eq!(is_alive(beat, now), alive, "{beat} {now}");
+        }
     }
 }

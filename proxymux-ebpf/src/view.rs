@@ -4,7 +4,7 @@
 
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use proxymux_common::{
-    Address, Assignment, HEARTBEAT_EXPIRES_NS, LISTENER_V4, LISTENER_V6, Socket, View,
+    Address, Assignment, LISTENER_V4, LISTENER_V6, Socket, View, is_alive,
     packet::{Family, Headers},
 };
 
@@ -40,13 +40,10 @@ impl View for KernelView<'_> {
         is_listed(headers, &maps::ALLOWED_V4, &maps::ALLOWED_V6)
     }
 
-    /// A heartbeat of another processor may be a little ahead of this one's clock.
     #[inline(always)]
     fn is_alive(&self) -> bool {
-        match maps::HEARTBEAT.get(0) {
-            None | Some(0) => false,
-            Some(beat) => raw::now().saturating_sub(*beat) < HEARTBEAT_EXPIRES_NS,
-        }
+        let beat = maps::HEARTBEAT.get(0);
+        beat.is_some_and(|beat| is_alive(*beat, raw::now()))
     }
 
     #[inline(always)]

@@ -15,8 +15,8 @@ use std::{
 
 use ipnet::IpNet;
 use proxymux_common::{
-    Address, Assignment, Device, Guard, HEARTBEAT_EXPIRES_NS, SETTINGS_FLAG_GUARD_NIC,
-    SETTINGS_FLAG_STEER, Settings, Socket, Verdict, View, decide, mapped, names,
+    Address, Assignment, Device, Guard, SETTINGS_FLAG_GUARD_NIC, SETTINGS_FLAG_STEER, Settings,
+    Socket, Verdict, View, decide, is_alive, mapped, names,
     packet::{Family, Headers, Parsed},
 };
 use proxymux_transport::{
@@ -121,8 +121,10 @@ pub(crate) struct Loaded {
     pub(crate) addresses: Vec<IpAddr>,
     /// The one thing that the kernel does not tell: what it was given.
     pub(crate) listeners: Vec<SocketAddr>,
-    /// How old it is; nothing before the first.
-    pub(crate) heartbeat: Option<Duration>,
+    /// When the agent last said that it lives, by the programs' clock; 0 before the first time.
+    pub(crate) beat: u64,
+    /// What the programs' clock shows now.
+    pub(crate) now: u64,
     /// Those that have a program, which is in no map.
     pub(crate) devices: Vec<(Device, String)>,
 }
@@ -242,17 +244,16 @@ impl View for Asked<'_> {
     }
 
     fn is_alive(&self) -> bool {
-        let Some(age) = self.loaded.heartbeat else {
+        let Loaded { beat, now, .. } = *self.loaded;
+        let alive = is_alive(beat, now);
+        if beat == 0 {
             self.note("the agent never said that it lives".to_owned());
-            return false;
-        };
-        let fresh = age <= Duration::from_nanos(HEARTBEAT_EXPIRES_NS);
-        let word = if fresh { "fresh" } else { "stale" };
-        self.note(format!(
-            "the heartbeat is {word}: {} ms old",
-            age.as_millis()
-        ));
-        fresh
+        } else {
+            let word = if alive { "fresh" } else { "stale" };
+            let age = Duration::from_nanos(now.saturating_sub(beat)).as_millis();
+            self.note(format!("the heartbeat is {word}: {age} ms old"));
+        }
+        alive
     }
 
     /// What a packet that opens a connection finds: the kubelet that waits for it.
@@ -334,9 +335,17 @@ mod tests {
             ],
             addresses: vec!["10.0.10.10".parse().unwrap()],
             listeners: vec!["127.0.0.1:1".parse().unwrap()],
-            heartbeat: Some(Duration::from_secs(1)),
+            beat: BEAT,
+            now: at(1000),
             devices: vec![(Device::Nic, "ens3".to_owned())],
         }
+    }
+
+    const BEAT: u64 = 1_234_567;
+
+    /// So many milliseconds after the heartbeat.
+    fn at(milliseconds: u64) -> u64 {
+        BEAT + milliseconds * 1_000_000
     }
 
     /// Verdict and rules.
@@ -393,11 +402,13 @@ mod tests {
         maps.listeners = vec!["[::1]:1".parse().unwrap()];
         assert_eq!(asked(&maps, "192.0.2.10").0, "no-listener");
 
-        maps.heartbeat = Some(Duration::from_millis(5001));
+        maps.now = at(4999);
+        assert_eq!(asked(&maps, "192.0.2.10").0, "no-listener");
+        maps.now = at(5000);
         let (verdict, rules) = asked(&maps, "192.0.2.10");
         assert_eq!(verdict, "stale");
         assert!(
-            rules.contains("the heartbeat is stale: 5001 ms old"),
+            rules.contains("the heartbeat is stale: 5000 ms old"),
             "{rules}"
         );
 
@@ -433,9 +444,14 @@ mod tests {
         assert_eq!(verdict, "dropped");
         assert!(rules.contains("guard-allow does not have it"), "{rules}");
 
-        maps.heartbeat = None;
-        assert_eq!(asked(&maps, "198.51.100.1").0, "passed");
-        maps.heartbeat = Some(Duration::ZERO);
+        maps.beat = 0;
+        let (verdict, rules) = asked(&maps, "198.51.100.1");
+        assert_eq!(verdict, "passed");
+        assert!(
+            rules.contains("the agent never said that it lives"),
+            "{rules}"
+        );
+        maps.beat = BEAT;
         maps.settings.guard = Guard::Audit as u32;
         assert_eq!(asked(&maps, "198.51.100.1").0, "audited");
         maps.settings.flags = SETTINGS_FLAG_STEER;

@@ -248,10 +248,10 @@ impl Maps {
 
     /// What is in the maps, read from the kernel.
     pub(crate) fn loaded(&self) -> Result<Loaded, MapFault> {
-        let now = monotonic().map_err(of(names::HEARTBEAT))?;
         let inner = self.lock();
         let settings = inner.settings.get(&0, 0).map_err(of(names::SETTINGS))?;
-        let beaten = inner.heartbeat.get(&0, 0).map_err(of(names::HEARTBEAT))?;
+        let beat = inner.heartbeat.get(&0, 0).map_err(of(names::HEARTBEAT))?;
+        let now = monotonic().map_err(of(names::HEARTBEAT))?;
         let own: Result<Vec<_>, _> = inner.addresses.keys().collect();
         let mut addresses: Vec<_> = own
             .map_err(of(names::ADDRESSES))?
@@ -265,7 +265,8 @@ impl Maps {
             allowed: inner.allowed.read(names::ALLOWED_V4)?,
             addresses,
             listeners: inner.listening.iter().flatten().copied().collect(),
-            heartbeat: (beaten != 0).then(|| Duration::from_nanos(now.saturating_sub(beaten))),
+            beat,
+            now,
             ..Loaded::default()
         })
     }

@@ -139,6 +139,64 @@ fn a_probe_gets_one_line_and_an_exit_code() -> Result<()> {
     Ok(())
 }
 
+/// What it answers is tested with the guard; here is how it ends.
+#[test]
+fn explain_ends_with_0_for_an_answer_1_for_none_and_2_for_a_wrong_question() -> Result<()> {
+    let mut cluster = Cluster::builder().agent_lines("mode: ebpf\n").build()?;
+    let explain = |cluster: &Cluster, more: &[&str]| {
+        let all = [&["explain"], more].concat();
+        run(cluster, AGENT, &all)
+    };
+    // The file is read for the admin address.
+    let no_file = explain(&cluster, &["192.0.2.10"])?;
+    assert_eq!(no_file.code, Some(2), "{no_file:?}");
+    assert!(no_file.stderr.contains("cannot be read"), "{no_file:?}");
+
+    cluster.start_agent(0)?;
+    eventually(SOON, || {
+        explain(&cluster, &["192.0.2.10"]).is_ok_and(|printed| printed.code == Some(0))
+    });
+    let json = explain(&cluster, &["[2001:db8::10]:40000", "--json"])?;
+    assert_eq!((json.code, json.stderr.as_str()), (Some(0), ""), "{json:?}");
+    let answer: Value = serde_json::from_str(&json.stdout)?;
+    assert_eq!(
+        answer.pointer("/source").and_then(Value::as_str),
+        Some("[2001:db8::10]:40000")
+    );
+
+    for (wrong, named) in [
+        (&[][..], "<SRC[:PORT]>"),
+        (&["node-1"], "`node-1` is neither an address"),
+        (&["192.0.2.10:0"], "`192.0.2.10:0` is neither"),
+        (&["192.0.2.0/24"], "`192.0.2.0/24` is neither"),
+        (&["192.0.2.10", "192.0.2.11"], "unexpected argument"),
+        (&["192.0.2.10", "--admin=nonsense"], "--admin"),
+    ] {
+        let printed = explain(&cluster, wrong)?;
+        let ended = (printed.code, printed.stdout.as_str());
+        assert_eq!(ended, (Some(2), ""), "{wrong:?}: {printed:?}");
+        assert!(printed.stderr.contains(named), "{wrong:?}: {printed:?}");
+    }
+
+    cluster.agent(0).kill()?;
+    let gone = explain(&cluster, &["192.0.2.10"])?;
+    assert_eq!((gone.code, gone.stdout.as_str()), (Some(1), ""), "{gone:?}");
+    assert!(
+        gone.stderr.contains("is proxymux-agent running"),
+        "{gone:?}"
+    );
+
+    let userspace = cluster.agent_config(0)?;
+    let userspace = userspace.replace("mode: ebpf", "mode: userspace");
+    cluster.start_agent_with(0, &userspace)?;
+    eventually(SOON, || {
+        explain(&cluster, &["192.0.2.10"]).is_ok_and(|printed| {
+            printed.code == Some(1) && printed.stderr.contains("runs in mode userspace")
+        })
+    });
+    Ok(())
+}
+
 fn run_ready(cluster: &Cluster) -> Result<Printed> {
     run(cluster, AGENT, &["status", "--ready"])
 }

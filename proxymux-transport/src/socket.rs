@@ -2,7 +2,8 @@
 //!
 //! Owns every socket option that proxymux sets, so that the reason for each stands in one place.
 //! This is the only module of the crate with `unsafe`: the kernel's own account of a TCP
-//! connection (`TCP_INFO`), and one of its newer options, have no safe wrapper.
+//! connection (`TCP_INFO`), and one of its newer options, have no safe wrapper. The sizes of
+//! buffers are in `buffers`.
 
 use std::{
     io,
@@ -16,6 +17,12 @@ use tokio::{
     io::{AsyncReadExt, Interest},
     net::{TcpStream, UnixStream},
 };
+
+use crate::config_file::values::FlowBuffer;
+
+mod buffers;
+
+pub use self::buffers::{FlowBuffers, FlowBuffersGuard};
 
 /// Sets up a TCP connection that carries a session.
 ///
@@ -89,9 +96,25 @@ pub fn limit_segments(socket: &impl AsFd, largest: u16) -> io::Result<()> {
 ///
 /// When the kernel refuses an option.
 pub fn prepare_relayed(socket: &impl AsFd) -> io::Result<()> {
+    buffers::bound(socket, FlowBuffer::DEFAULT_SIZE.bytes())?;
+    set_small_and_alive(socket)
+}
+
+/// As [`prepare_relayed`], for a flow, or for the connection that a flow is relayed to, with the
+/// buffers that the configuration gives them. The guard is to be kept for as long as the socket.
+///
+/// # Errors
+///
+/// When the kernel refuses an option.
+pub fn prepare_flow(socket: &impl AsFd, buffers: &FlowBuffers) -> io::Result<FlowBuffersGuard> {
+    let guard = buffers.apply(socket)?;
+    set_small_and_alive(socket)?;
+    Ok(guard)
+}
+
+/// Small writes go out at once, and a peer that is gone is found.
+fn set_small_and_alive(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
-    socket.set_recv_buffer_size(RELAYED_BUFFER)?;
-    socket.set_send_buffer_size(RELAYED_BUFFER)?;
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_PERIOD)
@@ -348,10 +371,6 @@ impl SessionSocket {
         let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
     }
 }
-
-/// The size of a relayed connection's buffers, each way; the kernel doubles it to have room for
-/// its own account (socket(7), `SO_RCVBUF`). Half of the doubled size is payload.
-const RELAYED_BUFFER: usize = 128 * 1024;
 
 /// What may wait unsent in the kernel of a session's connection: at 2 Mbit/s it delays a ping by
 /// half a second at most, and it is ample for a fast link, whose buffer empties quickly.

@@ -14,7 +14,7 @@ pub use self::{
         cidr, cidr_or_ip, ip, listen_addr, node_ip, port, port_range, server_name, socket_addr,
         split_port,
     },
-    size::{ByteSize, size},
+    size::{ByteSize, FlowBuffer, flow_buffer, size},
 };
 
 mod address;
@@ -49,6 +49,9 @@ pub enum ValueError {
     /// No size.
     #[error("must be a size with its unit such as 512KiB, 64MiB or 1GiB")]
     NotASize,
+    /// Neither a size nor the word for letting the kernel choose.
+    #[error("must be auto, or a size with its unit such as 256KiB or 1MiB")]
+    NotAFlowBuffer,
     /// A unit of powers of ten, which may be meant or not.
     #[error("must be in KiB, MiB or GiB, which are powers of 1024")]
     DecimalSize,

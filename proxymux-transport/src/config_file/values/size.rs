@@ -1,8 +1,8 @@
 //! Sizes in memory, as people write them.
 //!
-//! Owns [`ByteSize`] and its written form: a whole number with a unit. Only powers of 1024 are
-//! taken, because `64MB` is 64,000,000 bytes to some and 67,108,864 to others, and a limit should
-//! be what its writer meant.
+//! Owns [`ByteSize`] and its written form: a whole number with a unit; and [`FlowBuffer`], which
+//! may be a word instead. Only powers of 1024 are taken, because `64MB` is 64,000,000 bytes to some
+//! and 67,108,864 to others, and a limit should be what its writer meant.
 
 use std::{fmt, ops::RangeInclusive};
 
@@ -82,6 +82,65 @@ pub fn size(text: &str, bounds: &RangeInclusive<ByteSize>) -> Result<ByteSize, V
         })
 }
 
+/// What the kernel may hold for each direction of a flow, and of the connection that it is relayed
+/// to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FlowBuffer {
+    /// As much as the kernel finds useful, for as many connections as there is a budget for; the
+    /// others have the default.
+    Auto,
+    /// So much.
+    Bounded(ByteSize),
+}
+
+impl FlowBuffer {
+    /// What a connection has without a setting, and with [`FlowBuffer::Auto`] beyond its budget.
+    pub const DEFAULT_SIZE: ByteSize = ByteSize::kib(256);
+}
+
+impl Default for FlowBuffer {
+    fn default() -> Self {
+        Self::Bounded(Self::DEFAULT_SIZE)
+    }
+}
+
+/// As [`flow_buffer`] reads it.
+impl fmt::Display for FlowBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str(AUTO),
+            Self::Bounded(size) => size.fmt(f),
+        }
+    }
+}
+
+/// Reads a size such as `256KiB`, or `auto`.
+///
+/// # Errors
+///
+/// When the text is neither, or out of bounds.
+pub fn flow_buffer(text: &str) -> Result<FlowBuffer, ValueError> {
+    if text == AUTO {
+        return Ok(FlowBuffer::Auto);
+    }
+    let bounded = size(text, &(MIN_FLOW_BUFFER..=MAX_FLOW_BUFFER));
+    bounded
+        .map(FlowBuffer::Bounded)
+        .map_err(|error| match error {
+            ValueError::NotASize => ValueError::NotAFlowBuffer,
+            _ => error,
+        })
+}
+
+const AUTO: &str = "auto";
+
+/// Less than a pipe holds, and than TCP offloads to a network card at once, is only slow.
+const MIN_FLOW_BUFFER: ByteSize = ByteSize::kib(64);
+
+/// What the kernel itself gives to one direction at most, unless it is told otherwise, is 6 MiB;
+/// with more than this a few stalled connections have all memory of an agent's container.
+const MAX_FLOW_BUFFER: ByteSize = ByteSize::mib(16);
+
 const UNITS: &[(&str, u32)] = &[("KiB", 10), ("MiB", 20), ("GiB", 30)];
 
 const DECIMAL_UNITS: &[&str] = &["K", "k", "KB", "kB", "M", "MB", "G", "GB"];
@@ -125,6 +184,25 @@ mod tests {
         ] {
             assert_eq!(refusal(text), "must be from 1KiB to 2GiB", "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_flow_buffer_is_a_size_or_a_word() {
+        assert_eq!(flow_buffer("auto"), Ok(FlowBuffer::Auto));
+        assert_eq!(flow_buffer("256KiB"), Ok(FlowBuffer::default()));
+        for text in ["auto", "64KiB", "1MiB", "16MiB"] {
+            assert_eq!(flow_buffer(text).unwrap().to_string(), text);
+        }
+        let refusal = |text| flow_buffer(text).unwrap_err().to_string();
+        for text in ["", "off", "262144", "Auto"] {
+            let wanted = "must be auto, or a size with its unit such as 256KiB or 1MiB";
+            assert_eq!(refusal(text), wanted, "{text:?}");
+        }
+        assert_eq!(refusal("32KiB"), "must be from 64KiB to 16MiB");
+        assert_eq!(
+            refusal("1MB"),
+            "must be in KiB, MiB or GiB, which are powers of 1024"
+        );
     }
 
     proptest! {

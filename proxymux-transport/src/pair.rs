@@ -1,33 +1,32 @@
 //! Relaying one connection to another, with no session in between.
 //!
-//! Owns moving bytes both ways, passing on half-close and reset, the idle limit, and the count of
-//! bytes, as `relay` does for a connection and a stream. Leaves opening either end, and logging,
-//! to the daemons. Read [`relay_pair`].
-//!
-//! Payload is read into a buffer of the thread; a direction keeps of it only what its slow side
-//! has not taken (16 KiB at most), so that a relay at rest holds no buffer.
+//! Owns passing on half-close and reset, the idle limit, and the count of bytes, as `relay` does for
+//! a connection and a stream. Leaves opening either end, and logging, to the daemons, and how bytes
+//! get from one socket to the other to a [`Mover`]: [`Copying`], or that of `splice`.
+//! Read [`relay_pair`].
 
 use std::{
-    cell::RefCell,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use proxymux_proto::AbortCode;
-use tokio::{
-    io::ReadBuf,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
     relay::{Endpoint, Outcome, RelayBytes, RelayOptions},
     socket::{self, HangUp},
 };
+
+mod copying;
+
+use self::copying::poll_throw_away;
+pub(crate) use self::copying::{Copying, READ_LEN};
 
 /// Relays between a client and its target until both directions have ended, or one side failed.
 ///
@@ -41,12 +40,29 @@ pub fn relay_pair<C: Endpoint, T: Endpoint>(
     options: &RelayOptions,
     bytes: Arc<RelayBytes>,
 ) -> impl Future<Output = Outcome> + Send + use<C, T> {
+    let movers = (Copying::new(early), Copying::new(Bytes::new()));
+    relay_with(client, target, movers, options, bytes)
+}
+
+/// As [`relay_pair`], with a mover from the client to the target, and one back.
+pub(crate) fn relay_with<C, T, M>(
+    client: C,
+    target: T,
+    (there, back): (M, M),
+    options: &RelayOptions,
+    bytes: Arc<RelayBytes>,
+) -> impl Future<Output = Outcome> + Send + use<C, T, M>
+where
+    C: Endpoint,
+    T: Endpoint,
+    M: Mover<C, T> + Mover<T, C>,
+{
     let now = Instant::now();
     Pair {
         client,
         target,
-        there: Direction::new(early),
-        back: Direction::new(Bytes::new()),
+        there: Direction::new(there),
+        back: Direction::new(back),
         bytes,
         over: false,
         last_moved: now,
@@ -57,13 +73,55 @@ pub fn relay_pair<C: Endpoint, T: Endpoint>(
     }
 }
 
-struct Pair<C: Endpoint, T: Endpoint> {
+/// How the bytes of one direction get from its source to its sink.
+///
+/// It wakes the task when what it waits for can go on, as a future does.
+pub(crate) trait Mover<S, K>: Send + Unpin + 'static {
+    /// Whether something was read and is not written.
+    fn holds(&self) -> bool;
+
+    /// Throws away what it holds; nobody wants it any more.
+    fn discard(&mut self);
+
+    /// Writes what it holds, and adds to `moved` what was taken; ready when it holds nothing.
+    fn poll_write_out(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut K,
+        moved: &mut usize,
+    ) -> Poll<Result<(), Fault>>;
+
+    /// Reads once when it holds nothing. It may write some of it at once, and holds the rest.
+    fn poll_fetch(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut K,
+        moved: &mut usize,
+    ) -> Poll<Result<Fetched, Fault>>;
+}
+
+/// What a source gave.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fetched {
+    Bytes,
+    End,
+}
+
+/// Which connection of a direction has failed.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+struct Pair<C: Endpoint, T: Endpoint, M> {
     client: C,
     target: T,
     /// From the client to the target.
-    there: Direction,
+    there: Direction<M>,
     /// From the target to the client.
-    back: Direction,
+    back: Direction<M>,
     bytes: Arc<RelayBytes>,
     /// Both directions have ended in order, and closing is no reset.
     over: bool,
@@ -75,10 +133,9 @@ struct Pair<C: Endpoint, T: Endpoint> {
 }
 
 /// One way through the relay.
-struct Direction {
+struct Direction<M> {
     state: State,
-    /// What was read and is not written.
-    kept: Bytes,
+    mover: M,
     /// Since when the sink, having said its last word, takes nothing more.
     left_at: Option<Instant>,
 }
@@ -96,13 +153,12 @@ enum State {
     Ended,
 }
 
-/// Which connection of a direction has failed.
-enum Fault {
-    Source(io::Error),
-    Sink(io::Error),
-}
-
-impl<C: Endpoint, T: Endpoint> Future for Pair<C, T> {
+impl<C, T, M> Future for Pair<C, T, M>
+where
+    C: Endpoint,
+    T: Endpoint,
+    M: Mover<C, T> + Mover<T, C>,
+{
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -112,7 +168,12 @@ impl<C: Endpoint, T: Endpoint> Future for Pair<C, T> {
     }
 }
 
-impl<C: Endpoint, T: Endpoint> Pair<C, T> {
+impl<C, T, M> Pair<C, T, M>
+where
+    C: Endpoint,
+    T: Endpoint,
+    M: Mover<C, T> + Mover<T, C>,
+{
     fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         if self.cancelled.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Outcome::Drained);
@@ -132,15 +193,15 @@ impl<C: Endpoint, T: Endpoint> Pair<C, T> {
             self.bytes.add_to_stream(n);
             self.last_moved = Instant::now();
         }
-        if self.there.kept.is_empty() {
-            self.bytes.sending_moves();
-        } else {
+        if Mover::<C, T>::holds(&self.there.mover) {
             self.bytes.sending_waits();
+        } else {
+            self.bytes.sending_moves();
         }
         match fault {
             Some(Fault::Source(error)) => Err(self.client_failed(&error)),
             Some(Fault::Sink(_)) if self.back.state != State::Open => {
-                self.there.sink_has_left();
+                self.there.sink_has_left::<C, T>();
                 self.poll_there(cx)
             }
             Some(Fault::Sink(error)) => Err(self.target_failed(&error)),
@@ -154,16 +215,16 @@ impl<C: Endpoint, T: Endpoint> Pair<C, T> {
             self.bytes.add_from_stream(n);
             self.last_moved = Instant::now();
         }
-        if self.back.kept.is_empty() {
-            self.bytes.receiving_moves();
-        } else {
+        if Mover::<T, C>::holds(&self.back.mover) {
             self.bytes.receiving_waits();
+        } else {
+            self.bytes.receiving_moves();
         }
         match fault {
             Some(Fault::Source(error)) => Err(self.target_failed(&error)),
             // Most clients close both ways at once, and the goodbye of TLS finds them gone.
             Some(Fault::Sink(_)) if self.there.state != State::Open => {
-                self.back.sink_has_left();
+                self.back.sink_has_left::<T, C>();
                 self.poll_back(cx)
             }
             Some(Fault::Sink(error)) => Err(self.client_failed(&error)),
@@ -209,7 +270,7 @@ impl<C: Endpoint, T: Endpoint> Pair<C, T> {
     }
 
     fn watch_due(&self) -> Option<Instant> {
-        let stalled = self.there.is_stalled() || self.back.is_stalled();
+        let stalled = self.there.is_stalled::<C, T>() || self.back.is_stalled::<T, C>();
         let look = stalled.then(|| self.last_watched + WATCH_PERIOD);
         let leave = [self.there.leave_due(), self.back.leave_due()];
         let dues = [look, self.idle_due()].into_iter().chain(leave);
@@ -217,10 +278,14 @@ impl<C: Endpoint, T: Endpoint> Pair<C, T> {
     }
 
     fn look_at_connections(&self) -> Result<(), Outcome> {
-        if self.there.is_stalled() && socket::hang_up(&self.client.socket()) == HangUp::Failed {
+        if self.there.is_stalled::<C, T>()
+            && socket::hang_up(&self.client.socket()) == HangUp::Failed
+        {
             return Err(self.client_failed(&socket::take_error(&self.client.socket())));
         }
-        if self.back.is_stalled() && socket::hang_up(&self.target.socket()) == HangUp::Failed {
+        if self.back.is_stalled::<T, C>()
+            && socket::hang_up(&self.target.socket()) == HangUp::Failed
+        {
             return Err(self.target_failed(&socket::take_error(&self.target.socket())));
         }
         Ok(())
@@ -232,7 +297,7 @@ impl<C: Endpoint, T: Endpoint> Pair<C, T> {
     }
 }
 
-impl<C: Endpoint, T: Endpoint> Drop for Pair<C, T> {
+impl<C: Endpoint, T: Endpoint, M> Drop for Pair<C, T, M> {
     fn drop(&mut self) {
         if !self.over {
             self.client.reset_on_close();
@@ -241,25 +306,31 @@ impl<C: Endpoint, T: Endpoint> Drop for Pair<C, T> {
     }
 }
 
-impl Direction {
-    fn new(early: Bytes) -> Self {
+impl<M> Direction<M> {
+    fn new(mover: M) -> Self {
         Self {
             state: State::Open,
-            kept: early,
+            mover,
             left_at: None,
         }
     }
 
-    /// The source is not read for as long as something is kept.
-    fn is_stalled(&self) -> bool {
-        self.state == State::Open && !self.kept.is_empty()
+    /// The source is not read for as long as something is held.
+    fn is_stalled<S, K>(&self) -> bool
+    where
+        M: Mover<S, K>,
+    {
+        self.state == State::Open && self.mover.holds()
     }
 
     /// What still comes is thrown away for as long as [`LEAVE_GRACE`], so that the source has time
     /// for an orderly end of its own.
-    fn sink_has_left(&mut self) {
+    fn sink_has_left<S, K>(&mut self)
+    where
+        M: Mover<S, K>,
+    {
         self.left_at.get_or_insert_with(Instant::now);
-        self.kept = Bytes::new();
+        self.mover.discard();
         if self.state == State::Ending {
             self.state = State::Ended;
         }
@@ -274,12 +345,17 @@ impl Direction {
     ///
     /// A sink that has failed is not asked again, so a caller that forgives it has to poll once
     /// more to be woken by the source.
-    fn poll(
+    fn poll<S, K>(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
-    ) -> (usize, Option<Fault>) {
+        source: &mut S,
+        sink: &mut K,
+    ) -> (usize, Option<Fault>)
+    where
+        S: Endpoint,
+        K: Endpoint,
+        M: Mover<S, K>,
+    {
         let mut moved = 0;
         let fault = match self.poll_move(cx, source, sink, &mut moved) {
             Poll::Ready(Err(fault)) => Some(fault),
@@ -288,24 +364,36 @@ impl Direction {
         (moved, fault)
     }
 
-    fn poll_move(
+    fn poll_move<S, K>(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
+        source: &mut S,
+        sink: &mut K,
         moved: &mut usize,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), Fault>>
+    where
+        S: Endpoint,
+        K: Endpoint,
+        M: Mover<S, K>,
+    {
         loop {
-            while self.kept.has_remaining() {
-                let n = ready!(poll_write(cx, sink, &self.kept))?;
-                self.kept.advance(n);
-                *moved += n;
-            }
-            // Even empty it would keep what it is a part of.
-            self.kept = Bytes::new();
+            ready!(self.mover.poll_write_out(cx, sink, moved))?;
             match self.state {
                 State::Ending if self.left_at.is_some() => self.state = State::Ended,
-                State::Open => *moved += ready!(self.poll_fetch(cx, source, sink))?,
+                State::Open if *moved >= MAX_MOVED_PER_POLL => {
+                    give_way(cx);
+                    return Poll::Pending;
+                }
+                State::Open => {
+                    let fetched = if self.left_at.is_some() {
+                        poll_throw_away(cx, source)
+                    } else {
+                        self.mover.poll_fetch(cx, source, sink, moved)
+                    };
+                    if ready!(fetched)? == Fetched::End {
+                        self.state = State::Ending;
+                    }
+                }
                 State::Ending => {
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Fault::Sink)?;
                     self.state = State::Ended;
@@ -314,59 +402,18 @@ impl Direction {
             }
         }
     }
-
-    /// Reads once, and writes what the sink takes of it at once; the rest is kept.
-    fn poll_fetch(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
-    ) -> Poll<Result<usize, Fault>> {
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            let Poll::Ready(result) = Pin::new(&mut *source).poll_read(cx, &mut read) else {
-                if self.left_at.is_none() {
-                    // TLS may hold back a part of what it took.
-                    ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Fault::Sink)?;
-                }
-                return Poll::Pending;
-            };
-            result.map_err(Fault::Source)?;
-            let read = read.filled();
-            if read.is_empty() {
-                self.state = State::Ending;
-                return Poll::Ready(Ok(0));
-            }
-            if self.left_at.is_some() {
-                return Poll::Ready(Ok(0));
-            }
-            let n = match poll_write(cx, sink, read) {
-                Poll::Ready(written) => written?,
-                Poll::Pending => 0,
-            };
-            self.kept = Bytes::copy_from_slice(read.get(n..).unwrap_or_default());
-            Poll::Ready(Ok(n))
-        })
-    }
 }
 
-fn poll_write(
-    cx: &mut Context<'_>,
-    sink: &mut impl Endpoint,
-    bytes: &[u8],
-) -> Poll<Result<usize, Fault>> {
-    match ready!(Pin::new(sink).poll_write(cx, bytes)) {
-        Ok(0) => Poll::Ready(Err(Fault::Sink(io::ErrorKind::WriteZero.into()))),
-        written => Poll::Ready(written.map_err(Fault::Sink)),
-    }
+/// Has the task polled again once other tasks, and sockets that have become ready, had their turn.
+///
+/// Waking it here would not do: a runtime of one thread looks after its sockets only when it has
+/// nothing else to run, or after 61 other polls.
+fn give_way(cx: &mut Context<'_>) {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_LEN].into_boxed_slice());
-}
-
-/// As much as a record of TLS has, and all that a direction keeps for a slow side.
-const READ_LEN: usize = 16 * 1024;
+/// What a direction moves before others have their turn: a fraction of a millisecond's work.
+const MAX_MOVED_PER_POLL: usize = 1 << 20;
 
 /// How often a relay looks after what no wake-up tells.
 const WATCH_PERIOD: Duration = Duration::from_millis(500);

@@ -25,6 +25,7 @@ pub mod segments;
 pub mod session;
 pub mod shutdown;
 pub mod socket;
+pub mod splice;
 pub mod stream;
 mod stream_state;
 pub mod telemetry;

@@ -81,6 +81,7 @@ impl Agent {
             software: concat!("proxymux-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
             labels: config.labels.clone(),
             held_masters: self.masters.list(),
+            fast_path: false,
         }
     }
 

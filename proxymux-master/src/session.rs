@@ -182,6 +182,7 @@ impl Session {
             max_streams: master.config.max_streams_per_node.get(),
             dial_sources: master.dial_sources(local),
             advertise: master.config.advertise.as_ref().map(ToString::to_string),
+            flow_pool: 0,
         };
         if let Err(error) = core.send(&ControlMessage::Registered(registered)) {
             master.registry.leave(&handle);

@@ -296,6 +296,7 @@ pub(crate) fn registration(node: &str, run: u8) -> Registration {
         software: "test".to_owned(),
         labels: BTreeMap::new(),
         held_masters: Vec::new(),
+        fast_path: false,
     }
 }
 

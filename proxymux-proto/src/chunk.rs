@@ -39,6 +39,8 @@ pub enum AbortCode {
     Cancelled,
     /// The sender was out of memory, and nothing had moved on this stream for the longest.
     Memory,
+    /// What came on a flow does not begin as TLS does.
+    NotTls,
     /// A code that this version does not know.
     Other(u8),
 }
@@ -190,6 +192,7 @@ impl AbortCode {
             Self::Overflow => 5,
             Self::Cancelled => 6,
             Self::Memory => 7,
+            Self::NotTls => 8,
             Self::Other(code) => code,
         }
     }
@@ -205,6 +208,7 @@ impl AbortCode {
             5 => Self::Overflow,
             6 => Self::Cancelled,
             7 => Self::Memory,
+            8 => Self::NotTls,
             other => Self::Other(other),
         }
     }
@@ -227,6 +231,7 @@ impl AbortCode {
             Self::Overflow => "overflow",
             Self::Cancelled => "cancelled",
             Self::Memory => "memory",
+            Self::NotTls => "not-tls",
             Self::Other(_) => "other",
         }
     }

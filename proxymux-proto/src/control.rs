@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use prost::Message;
 
 use crate::{
-    AbortCode, DecodeError, FrameError, InstanceId, MAX_REASON_LEN, NodeName, encode_frame,
-    printable,
+    AbortCode, DecodeError, FlowDirection, FrameError, InstanceId, MAX_REASON_LEN, NodeName,
+    encode_frame, printable,
 };
 
 mod wire;
@@ -51,6 +51,12 @@ pub const MAX_STREAMS: u32 = 16 * 1024;
 ///
 /// More than the largest segment of any Ethernet, and small beside what waits for a peer anyway.
 pub const MAX_PADDING: u16 = 16 * 1024;
+
+/// The most idle flows that a master may ask an agent to keep ready.
+///
+/// A burst of as many requests at once finds one each; more cost descriptors on both ends for
+/// nothing, as a flow that was used is replaced within a round trip.
+pub const MAX_FLOW_POOL: u32 = 64;
 
 /// The longest that one side keeps another away; a longer wish is cut to this.
 ///
@@ -93,6 +99,13 @@ pub enum ControlMessage {
         /// Why.
         code: AbortCode,
     },
+    /// Master to agent: keep so many idle flows ready on the reverse path from now on, up to
+    /// [`MAX_FLOW_POOL`].
+    FlowPool(u32),
+    /// Agent to master: whether the master may find this agent on the direct path.
+    Steering(SteeringStatus),
+    /// Agent to master: a flow was given up, and why; a TCP reset cannot say it.
+    FlowAbort(FlowAbort),
     /// A message that this version does not know, to be skipped.
     Unknown,
 }
@@ -130,6 +143,28 @@ pub struct Registration {
     /// [`Registered::master`]; no more than [`MAX_HELD_MASTERS`]. A master that finds itself here
     /// answers with [`EndCode::AlreadyConnected`] and leaves the session alone that stands.
     pub held_masters: Vec<InstanceId>,
+    /// Whether the agent speaks flows and is configured to.
+    pub fast_path: bool,
+}
+
+/// Whether connections of the master to the kubelet's address are given to the agent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SteeringStatus {
+    /// The master's connections are steered.
+    pub stands: bool,
+    /// What is steered or why nothing is, in printable ASCII, shown to people.
+    pub reason: String,
+}
+
+/// A flow that the agent gave up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FlowAbort {
+    /// Who dialled it.
+    pub direction: FlowDirection,
+    /// The counter of its hello.
+    pub counter: u64,
+    /// Why.
+    pub code: AbortCode,
 }
 
 /// A ping, at least one direction of which is padded.
@@ -167,6 +202,9 @@ pub struct Registered {
     pub dial_sources: Vec<IpAddr>,
     /// Where the agent is to dial flows, `host:port`, if not where the session goes.
     pub advertise: Option<String>,
+    /// How many idle flows the agent is to keep ready, up to [`MAX_FLOW_POOL`]; 0 if this master
+    /// uses no fast path, and then it accepts no flow either.
+    pub flow_pool: u32,
 }
 
 /// The fate of an agent's claimed addresses, no more than [`MAX_ADDRESSES`] of either kind.
@@ -266,6 +304,9 @@ impl ControlMessage {
             Self::PaddedPong { .. } => "PaddedPong",
             Self::Drain(_) => "Drain",
             Self::Abort { .. } => "Abort",
+            Self::FlowPool(_) => "FlowPool",
+            Self::Steering(_) => "Steering",
+            Self::FlowAbort(_) => "FlowAbort",
             Self::Unknown => "Unknown",
         }
     }

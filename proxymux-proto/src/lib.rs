@@ -1,7 +1,8 @@
 //! The wire format between proxymux agent and master.
 //!
 //! This crate owns what travels on a session: control messages, the opening of a stream, the
-//! chunks of a relayed stream, and the names and addresses inside them.
+//! chunks of a relayed stream, and the names and addresses inside them; and what travels on a flow
+//! before it carries payload.
 //! It leaves IO, clocks, TLS and the multiplexer to `proxymux-transport`, and every decision
 //! (who may register, what may be dialled) to the two daemons.
 //! Read [`ControlMessage`], [`OpenRequest`] and [`Chunk`] first; `docs/protocol.md` is the prose.
@@ -11,6 +12,7 @@
 mod chunk;
 mod control;
 mod field;
+mod flow;
 mod frame;
 mod id;
 mod name;
@@ -20,9 +22,15 @@ mod text;
 
 pub use chunk::{AbortCode, Chunk, ChunkDecoder, ChunkError, ChunkHeader, MAX_CHUNK_LEN};
 pub use control::{
-    AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, MAX_ADDRESSES,
-    MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_PADDING, MAX_RETRY_AFTER,
-    MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
+    AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, FlowAbort,
+    MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FLOW_POOL, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS,
+    MAX_PADDING, MAX_RETRY_AFTER, MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
+    SteeringStatus,
+};
+pub use flow::{
+    FLOW_EXPORTER_LABEL, FLOW_HEADER_LEN, FLOW_HELLO_LEN, FLOW_MAC_LEN, FLOW_MAGIC, FLOW_VERSION,
+    FlowConversation, FlowDirection, FlowError, FlowHello, FlowKeys, FlowMessage, FlowOpen,
+    FlowSessionId, MAX_FLOW_BODY_LEN, MAX_FLOW_MESSAGE_LEN, REPLAY_WINDOW, ReplayWindow,
 };
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_LEN, encode_frame};
 pub use id::{InstanceId, InstanceIdError};

@@ -68,6 +68,11 @@ impl OpenRequest {
     ///
     /// Never for a target that was parsed; the frame's limit is far away.
     pub fn encode(&self) -> Result<Bytes, FrameError> {
+        encode_frame(&self.encode_message())
+    }
+
+    /// The request without the length in front of it.
+    pub(crate) fn encode_message(&self) -> Bytes {
         let wire = wire::OpenRequest {
             target: self.target.to_string(),
             // Zero would read as missing.
@@ -75,7 +80,7 @@ impl OpenRequest {
                 .unwrap_or(u32::MAX)
                 .max(1),
         };
-        encode_frame(&wire.encode_to_vec())
+        wire.encode_to_vec().into()
     }
 
     /// Reads the request from a frame's content.
@@ -110,6 +115,11 @@ impl OpenAnswer {
     ///
     /// Never: messages are cut to [`MAX_REASON_LEN`] bytes.
     pub fn encode(&self) -> Result<Bytes, FrameError> {
+        encode_frame(&self.encode_message())
+    }
+
+    /// The answer without the length in front of it.
+    pub(crate) fn encode_message(&self) -> Bytes {
         use wire::open_answer::Answer;
         let answer = match self {
             Self::Dialing => Some(Answer::Dialing(wire::Empty {})),
@@ -120,7 +130,7 @@ impl OpenAnswer {
             })),
             Self::Unknown => None,
         };
-        encode_frame(&wire::OpenAnswer { answer }.encode_to_vec())
+        wire::OpenAnswer { answer }.encode_to_vec().into()
     }
 
     /// Reads an answer from a frame's content.

@@ -1,11 +1,12 @@
 //! The IO that both ends of proxymux share.
 //!
 //! Owns TLS and certificates, the multiplexer's driver and its streams, the relay, and the
-//! reading of configuration files; later also flows and drain.
+//! reading of configuration files.
 //! Leaves the wire format to `proxymux-proto` and every decision to the two daemons.
 //! Read `mux` and `relay` first: they are the path of every byte.
 
 pub mod admin;
+pub mod beginning;
 mod carrier;
 pub mod certificate;
 pub mod clock;
@@ -13,6 +14,7 @@ pub mod command;
 pub mod config_file;
 pub mod control;
 pub mod credentials;
+pub mod flow;
 pub mod limits;
 pub mod liveness;
 pub mod memory;

@@ -171,6 +171,7 @@ impl Outcome {
         "protocol",
         "memory",
         "peer-memory",
+        "peer-not-tls",
     ];
 
     /// The word for logs and metric labels, from a closed list.
@@ -186,6 +187,7 @@ impl Outcome {
             Self::PeerAborted(AbortCode::Overflow) => "overflow",
             Self::PeerAborted(AbortCode::Cancelled) => "peer-cancelled",
             Self::PeerAborted(AbortCode::Memory) => "peer-memory",
+            Self::PeerAborted(AbortCode::NotTls) => "peer-not-tls",
             Self::SessionLost => "session-lost",
             Self::Idle => "idle",
             Self::Drained => "drain",

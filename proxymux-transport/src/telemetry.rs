@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use proxymux_proto::TargetAddr;
+use proxymux_proto::{FlowDirection, TargetAddr};
 use tokio::time::Instant;
 use tracing_subscriber::{
     Layer, filter::LevelFilter, fmt::layer, layer::SubscriberExt, util::SubscriberInitExt,
@@ -143,6 +143,10 @@ pub struct AccessLog {
 pub enum Path {
     /// By a stream of the session.
     Session,
+    /// By a flow that the agent has dialled.
+    Reverse,
+    /// By a flow that the master has dialled.
+    Direct,
     /// The master dialled the target itself, as one of its routes says.
     Route,
     /// The target's own connection, given to the agent on the node and relayed from there.
@@ -242,12 +246,23 @@ impl Side {
     }
 }
 
+impl From<FlowDirection> for Path {
+    fn from(direction: FlowDirection) -> Self {
+        match direction {
+            FlowDirection::Reverse => Self::Reverse,
+            FlowDirection::Direct => Self::Direct,
+        }
+    }
+}
+
 impl Path {
     /// The word for logs and metric labels, from a closed list.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Session => "session",
+            Self::Reverse => "reverse",
+            Self::Direct => "direct",
             Self::Route => "route",
             Self::Steered => "steered",
             Self::None => "none",

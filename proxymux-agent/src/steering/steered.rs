@@ -11,6 +11,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use proxymux_proto::{Host, RefuseCode, TargetAddr};
 use proxymux_transport::{
+    beginning::Beginning,
     metrics::{Counter, Counters, Registry, counter, counters},
     pair::relay_pair,
     relay::RelayOptions,
@@ -159,22 +160,11 @@ async fn first_bytes(connection: &mut TcpStream) -> Result<Bytes, SteeredError> 
             Ok(_) => {}
             Err(error) => return Err(SteeredError::Gone(Some(error))),
         }
-        match judged(&early) {
-            Some(Ok(())) => return Ok(early.freeze()),
-            Some(Err(what)) => return Err(SteeredError::NotTls(what)),
-            None => {}
+        match Beginning::of(&early) {
+            Beginning::Unclear => {}
+            Beginning::Tls => return Ok(early.freeze()),
+            other => return Err(SteeredError::NotTls(other.what())),
         }
-    }
-}
-
-/// Whether these first bytes of a connection begin a TLS handshake, or what else they look like;
-/// `None` while there are too few.
-fn judged(first: &[u8]) -> Option<Result<(), &'static str>> {
-    match first {
-        [] | [TLS_HANDSHAKE] => None,
-        [TLS_HANDSHAKE, TLS_MAJOR, ..] => Some(Ok(())),
-        [byte, ..] if byte.is_ascii_uppercase() => Some(Err("what may be plain HTTP")),
-        _ => Some(Err("bytes of another protocol")),
     }
 }
 
@@ -267,34 +257,9 @@ const FIRST_BYTES_LIMIT: Duration = Duration::from_secs(5);
 /// Room for a ClientHello, most of which fit into one segment.
 const FIRST_READ: usize = 2048;
 
-/// The content type of a handshake record, and the major version of every TLS.
-const TLS_HANDSHAKE: u8 = 0x16;
-const TLS_MAJOR: u8 = 0x03;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tls_handshake_is_known_by_its_first_two_bytes() {
-        assert_eq!(judged(&[]), None);
-        assert_eq!(judged(&[0x16]), None);
-        for minor in 0..=4 {
-            assert_eq!(judged(&[0x16, 0x03, minor, 0x02]), Some(Ok(())));
-        }
-        assert_eq!(judged(&[0x16, 0x03]), Some(Ok(())));
-    }
-
-    #[test]
-    fn anything_else_is_named_at_its_first_byte_or_second() {
-        let http = Some(Err("what may be plain HTTP"));
-        assert_eq!(judged(b"G"), http);
-        assert_eq!(judged(b"GET /healthz"), http);
-        let other = Some(Err("bytes of another protocol"));
-        assert_eq!(judged(&[0x16, 0x02]), other);
-        assert_eq!(judged(b"\0\0"), other);
-        assert_eq!(judged(&[0x15, 0x03, 0x01]), other);
-    }
 
     #[test]
     fn every_reason_is_a_metric() {

@@ -13,17 +13,19 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    AddressRefusal, Addresses, AllowedRange, ControlMessage as Checked, Drain, EndCode,
-    MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_PADDING,
-    MAX_RETRY_AFTER, MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
+    AddressRefusal, Addresses, AllowedRange, ControlMessage as Checked, Drain, EndCode, FlowAbort,
+    MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FLOW_POOL, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS,
+    MAX_PADDING, MAX_RETRY_AFTER, MAX_STREAMS, PaddedPing, Registered, Registration, SessionEnd,
+    SteeringStatus,
 };
 use crate::{
-    AbortCode, DecodeError, MAX_REASON_LEN, NodeName, TargetAddr, field::Field, printable,
+    AbortCode, DecodeError, FlowDirection, MAX_REASON_LEN, NodeName, TargetAddr, field::Field,
+    printable,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ControlMessage {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     body: Option<Body>,
     #[prost(bytes = "vec", tag = "16")]
     padding: Vec<u8>,
@@ -49,6 +51,12 @@ enum Body {
     Drain(DrainMsg),
     #[prost(message, tag = "8")]
     Abort(AbortMsg),
+    #[prost(uint32, tag = "9")]
+    FlowPool(u32),
+    #[prost(message, tag = "10")]
+    Steering(SteeringMsg),
+    #[prost(message, tag = "11")]
+    FlowAbort(FlowAbortMsg),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +83,8 @@ struct RegisterMsg {
     labels: BTreeMap<String, String>,
     #[prost(bytes = "vec", repeated, tag = "11")]
     held_masters: Vec<Vec<u8>>,
+    #[prost(bool, tag = "12")]
+    fast_path: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,6 +111,8 @@ struct RegisteredMsg {
     dial_sources: Vec<String>,
     #[prost(string, tag = "6")]
     advertise: String,
+    #[prost(uint32, tag = "7")]
+    flow_pool: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -145,6 +157,24 @@ struct AbortMsg {
     code: u32,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct SteeringMsg {
+    #[prost(bool, tag = "1")]
+    stands: bool,
+    #[prost(string, tag = "2")]
+    reason: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct FlowAbortMsg {
+    #[prost(uint32, tag = "1")]
+    direction: u32,
+    #[prost(uint64, tag = "2")]
+    counter: u64,
+    #[prost(uint32, tag = "3")]
+    code: u32,
+}
+
 impl From<&Checked> for ControlMessage {
     fn from(message: &Checked) -> Self {
         let body = match message {
@@ -167,6 +197,16 @@ impl From<&Checked> for ControlMessage {
             Checked::Abort { stream, code } => Some(Body::Abort(AbortMsg {
                 stream: *stream,
                 code: u32::from(code.to_wire()),
+            })),
+            Checked::FlowPool(wanted) => Some(Body::FlowPool(*wanted)),
+            Checked::Steering(m) => Some(Body::Steering(SteeringMsg {
+                stands: m.stands,
+                reason: shown(&m.reason),
+            })),
+            Checked::FlowAbort(m) => Some(Body::FlowAbort(FlowAbortMsg {
+                direction: u32::from(m.direction.to_wire()),
+                counter: m.counter,
+                code: u32::from(m.code.to_wire()),
             })),
             Checked::Unknown => None,
         };
@@ -234,8 +274,45 @@ impl TryFrom<ControlMessage> for Checked {
                 stream: m.stream,
                 code: AbortCode::from_number(m.code),
             },
+            Some(Body::FlowPool(wanted)) => Self::FlowPool(flow_pool("ControlMessage", wanted)?),
+            Some(Body::Steering(m)) => Self::Steering(SteeringStatus {
+                stands: m.stands,
+                reason: shown(&m.reason),
+            }),
+            Some(Body::FlowAbort(m)) => Self::FlowAbort(m.try_into()?),
         })
     }
+}
+
+impl TryFrom<FlowAbortMsg> for FlowAbort {
+    type Error = DecodeError;
+
+    fn try_from(m: FlowAbortMsg) -> Result<Self, DecodeError> {
+        let at = Field {
+            message: "FlowAbort",
+            field: "direction",
+        };
+        let number = u8::try_from(m.direction).unwrap_or(u8::MAX);
+        let direction = FlowDirection::from_wire(number)
+            .ok_or_else(|| at.bad(format_args!("{}, expected 1 or 2", m.direction)))?;
+        Ok(Self {
+            direction,
+            counter: m.counter,
+            code: AbortCode::from_number(m.code),
+        })
+    }
+}
+
+fn flow_pool(message: &'static str, wanted: u32) -> Result<u32, DecodeError> {
+    let at = Field {
+        message,
+        field: "flow_pool",
+    };
+    if wanted > MAX_FLOW_POOL {
+        let why = format_args!("{wanted} flows, expected at most {MAX_FLOW_POOL}");
+        return Err(at.bad(why));
+    }
+    Ok(wanted)
 }
 
 impl From<&SessionEnd> for EndMsg {
@@ -278,6 +355,7 @@ impl From<&Registration> for RegisterMsg {
                 .iter()
                 .map(|id| id.as_bytes().to_vec())
                 .collect(),
+            fast_path: m.fast_path,
         }
     }
 }
@@ -321,6 +399,7 @@ impl TryFrom<RegisterMsg> for Registration {
                 .iter()
                 .map(|id| at("held_masters").instance(id))
                 .collect::<Result<_, _>>()?,
+            fast_path: m.fast_path,
         })
     }
 }
@@ -366,6 +445,7 @@ impl From<&Registered> for RegisteredMsg {
             max_streams: m.max_streams,
             dial_sources: m.dial_sources.iter().map(IpAddr::to_string).collect(),
             advertise: m.advertise.clone().unwrap_or_default(),
+            flow_pool: m.flow_pool,
         }
     }
 }
@@ -395,6 +475,7 @@ impl TryFrom<RegisteredMsg> for Registered {
                 "" => None,
                 text => Some(at("advertise").parse::<TargetAddr>(text)?.to_string()),
             },
+            flow_pool: flow_pool("Registered", m.flow_pool)?,
         })
     }
 }

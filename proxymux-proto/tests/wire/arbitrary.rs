@@ -11,10 +11,10 @@ use std::{
 use ipnet::IpNet;
 use proptest::{collection, option, prelude::*};
 use proxymux_proto::{
-    AbortCode, AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, Host,
-    InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_LABELS, MAX_PADDING, MAX_RETRY_AFTER,
-    MAX_STREAMS, NodeName, OpenAnswer, OpenRequest, PaddedPing, RefuseCode, Registered,
-    Registration, SessionEnd, TargetAddr,
+    AbortCode, AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, FlowAbort,
+    FlowDirection, Host, InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FLOW_POOL, MAX_LABELS,
+    MAX_PADDING, MAX_RETRY_AFTER, MAX_STREAMS, NodeName, OpenAnswer, OpenRequest, PaddedPing,
+    RefuseCode, Registered, Registration, SessionEnd, SteeringStatus, TargetAddr,
 };
 
 pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
@@ -37,6 +37,17 @@ pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
         drain().prop_map(ControlMessage::Drain),
         (any::<u32>(), abort_code())
             .prop_map(|(stream, code)| ControlMessage::Abort { stream, code }),
+        (0..=MAX_FLOW_POOL).prop_map(ControlMessage::FlowPool),
+        (any::<bool>(), shown_text()).prop_map(|(stands, reason)| {
+            ControlMessage::Steering(SteeringStatus { stands, reason })
+        }),
+        (flow_direction(), any::<u64>(), abort_code()).prop_map(|(direction, counter, code)| {
+            ControlMessage::FlowAbort(FlowAbort {
+                direction,
+                counter,
+                code,
+            })
+        }),
         Just(ControlMessage::Unknown),
     ]
 }
@@ -62,6 +73,10 @@ pub(crate) fn abort_code() -> impl Strategy<Value = AbortCode> {
     any::<u8>().prop_map(AbortCode::from_wire)
 }
 
+fn flow_direction() -> impl Strategy<Value = FlowDirection> {
+    prop_oneof![Just(FlowDirection::Reverse), Just(FlowDirection::Direct)]
+}
+
 pub(crate) fn node_name() -> impl Strategy<Value = NodeName> {
     let name = "[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?";
     prop_oneof![
@@ -80,7 +95,7 @@ pub(crate) fn target() -> impl Strategy<Value = TargetAddr> {
 
 fn registration() -> impl Strategy<Value = Registration> {
     let labels = collection::btree_map("[ -~]{0,255}", "[ -~]{0,255}", 0..=MAX_LABELS);
-    let who = (any::<u32>(), node_name(), instance_id());
+    let who = (any::<u32>(), node_name(), instance_id(), any::<bool>());
     let places = (ips(), option::of(socket_addr()), allowed_ranges());
     let texts = (
         option::of("[ -~]{1,255}"),
@@ -91,7 +106,7 @@ fn registration() -> impl Strategy<Value = Registration> {
     );
     (who, places, texts).prop_map(
         |(
-            (version, node, instance),
+            (version, node, instance, fast_path),
             (addresses, kubelet, allow),
             (cluster_id, node_id, software, labels, held_masters),
         )| Registration {
@@ -106,20 +121,29 @@ fn registration() -> impl Strategy<Value = Registration> {
             software,
             labels,
             held_masters,
+            fast_path,
         },
     )
 }
 
 fn registered() -> impl Strategy<Value = Registered> {
-    let who = (any::<u32>(), instance_id(), 1..=MAX_STREAMS);
+    let who = (
+        any::<u32>(),
+        instance_id(),
+        1..=MAX_STREAMS,
+        0..=MAX_FLOW_POOL,
+    );
     (who, addresses(), ips(), option::of(target())).prop_map(
-        |((version, master, max_streams), addresses, dial_sources, advertise)| Registered {
-            version,
-            master,
-            addresses,
-            max_streams,
-            dial_sources,
-            advertise: advertise.map(|target| target.to_string()),
+        |((version, master, max_streams, flow_pool), addresses, dial_sources, advertise)| {
+            Registered {
+                version,
+                master,
+                addresses,
+                max_streams,
+                dial_sources,
+                advertise: advertise.map(|target| target.to_string()),
+                flow_pool,
+            }
         },
     )
 }

@@ -5,9 +5,10 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use proxymux_proto::{
-    AbortCode, ChunkHeader, ControlMessage, DEFAULT_SESSION_PORT, MAX_ADDRESSES,
-    MAX_ALLOWED_RANGES, MAX_CHUNK_LEN, MAX_FRAME_LEN, MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS,
-    MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, OpenAnswer, PROTOCOL_VERSION,
+    AbortCode, ChunkHeader, ControlMessage, DEFAULT_SESSION_PORT, FLOW_HELLO_LEN, MAX_ADDRESSES,
+    MAX_ALLOWED_RANGES, MAX_CHUNK_LEN, MAX_FLOW_BODY_LEN, MAX_FLOW_POOL, MAX_FRAME_LEN,
+    MAX_HELD_MASTERS, MAX_ID_LEN, MAX_LABELS, MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER,
+    MAX_STREAMS, OpenAnswer, PROTOCOL_VERSION, REPLAY_WINDOW,
 };
 
 use crate::raw::{self, RawMessage};
@@ -94,6 +95,7 @@ fn the_documents_abort_codes_are_the_codes() {
 
 #[test]
 fn the_documents_limits_are_the_limits() {
+    let replay = usize::try_from(REPLAY_WINDOW).unwrap();
     for (what, limit) in [
         (
             "Content of a frame",
@@ -114,6 +116,13 @@ fn the_documents_limits_are_the_limits() {
         ("`labels` in Register", MAX_LABELS.to_string()),
         ("`held_masters` in Register", MAX_HELD_MASTERS.to_string()),
         ("`max_streams` in Registered", grouped(MAX_STREAMS as usize)),
+        ("`flow_pool`", MAX_FLOW_POOL.to_string()),
+        ("Hello of a flow", format!("{FLOW_HELLO_LEN} bytes")),
+        (
+            "Body of a flow's message",
+            format!("{} bytes", grouped(MAX_FLOW_BODY_LEN)),
+        ),
+        ("Replay window", format!("{} hellos", grouped(replay))),
         (
             "`padding` and `answer_padding`",
             format!("{} bytes", grouped(usize::from(MAX_PADDING))),
@@ -240,10 +249,15 @@ fn field_of(attribute: &str, line: &str) -> String {
 
 fn field_name(line: &str) -> String {
     let line = line.trim_start_matches("pub(super) ");
-    line.split([':', '('])
-        .next()
-        .unwrap_or_default()
-        .to_lowercase()
+    let name = line.split([':', '(']).next().unwrap_or_default();
+    let mut snake_case = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !snake_case.is_empty() {
+            snake_case.push('_');
+        }
+        snake_case.extend(letter.to_lowercase());
+    }
+    snake_case
 }
 
 fn message_name(rust: &str) -> String {

@@ -3,12 +3,14 @@
 //! The bytes stand in `docs/protocol.md` under "Test vectors" and nowhere else: each block there
 //! has a name, and the value of that name stands here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use proxymux_proto::{
     AbortCode, AddressRefusal, Addresses, AllowedRange, Chunk, ChunkDecoder, ChunkHeader,
-    ControlMessage, Drain, EndCode, InstanceId, NodeName, OpenAnswer, OpenRequest, PaddedPing,
-    RefuseCode, Registered, Registration, SessionEnd,
+    ControlMessage, Drain, EndCode, FlowAbort, FlowConversation, FlowDirection, FlowKeys,
+    FlowMessage, FlowOpen, InstanceId, NodeName, OpenAnswer, OpenRequest, PaddedPing, RefuseCode,
+    Registered, Registration, SessionEnd, SteeringStatus,
 };
 
 use crate::{document, raw::content};
@@ -37,7 +39,7 @@ fn the_bytes_that_the_document_shows_are_read_as_every_value() {
     }
 }
 
-/// Something that has bytes of its own on a session.
+/// Something that has bytes of its own on a session or flow.
 enum Value {
     Control(ControlMessage),
     Request(OpenRequest),
@@ -45,6 +47,15 @@ enum Value {
     Data(&'static [u8]),
     End,
     Aborted(AbortCode),
+    /// A message of a flow: which flow, and its place in it.
+    Flow(Flow, usize),
+}
+
+/// The two flows of the vectors.
+#[derive(Clone, Copy)]
+enum Flow {
+    Reverse,
+    Direct,
 }
 
 impl Value {
@@ -59,6 +70,7 @@ impl Value {
             }
             Self::End => ChunkHeader::end().as_bytes().to_vec(),
             Self::Aborted(code) => ChunkHeader::aborted(*code).as_bytes().to_vec(),
+            Self::Flow(flow, place) => flow.messages().swap_remove(*place),
         }
     }
 
@@ -97,8 +109,87 @@ impl Value {
             Self::Aborted(code) => {
                 assert_eq!(chunk(bytes), (Chunk::Aborted(*code), Vec::new()), "{name}");
             }
+            Self::Flow(flow, place) => flow.assert_heard(*place, bytes, name),
         }
     }
+}
+
+impl Flow {
+    /// What is said after the hello.
+    fn said(self) -> [FlowMessage; 3] {
+        let open = FlowMessage::Open(FlowOpen::Target(OpenRequest {
+            target: "10.0.10.10:10250".parse().unwrap(),
+            budget: Duration::from_secs(8),
+        }));
+        match self {
+            Self::Reverse => [FlowMessage::Accepted, open, FlowMessage::Opened],
+            Self::Direct => [
+                open,
+                FlowMessage::Accepted,
+                FlowMessage::Refused {
+                    code: RefuseCode::Unreachable,
+                    message: "connection refused".to_owned(),
+                },
+            ],
+        }
+    }
+
+    fn dial(self) -> (FlowConversation, Bytes) {
+        match self {
+            Self::Reverse => FlowConversation::dial(flow_keys(), FlowDirection::Reverse, 1),
+            Self::Direct => FlowConversation::dial(flow_keys(), FlowDirection::Direct, 300),
+        }
+    }
+
+    /// All its messages as they travel.
+    fn messages(self) -> Vec<Vec<u8>> {
+        let (mut conversation, hello) = self.dial();
+        let said = self.said();
+        let said = said.iter().map(|m| conversation.say(m).unwrap().to_vec());
+        std::iter::once(hello.to_vec()).chain(said).collect()
+    }
+
+    /// Hears everything up to a place, and these bytes there.
+    fn assert_heard(self, place: usize, bytes: &[u8], name: &str) {
+        let mut messages = self.messages();
+        messages[place] = bytes.to_vec();
+        let hello = messages[0][..].try_into().unwrap();
+        let mut other = FlowConversation::accept(hello, flow_keys()).unwrap();
+        for (message, said) in messages[1..=place].iter().zip(self.said()) {
+            let (header, rest) = message.split_first_chunk().unwrap();
+            assert_eq!(other.hear(*header, rest).unwrap(), said, "{name}");
+        }
+    }
+}
+
+/// The keys that the document names for its vectors: counting up in the order of its table.
+fn flow_keys() -> Arc<FlowKeys> {
+    const CONTEXTS: [&str; 8] = [
+        "reverse hello",
+        "reverse answer",
+        "reverse open",
+        "reverse result",
+        "direct hello",
+        "direct answer",
+        "direct open",
+        "direct result",
+    ];
+    let export = |context: &[u8], secret: &mut [u8]| {
+        match CONTEXTS
+            .iter()
+            .position(|known| known.as_bytes() == context)
+        {
+            Some(at) => secret.fill(u8::try_from(at + 1).unwrap()),
+            None => {
+                assert_eq!(context, b"session id");
+                secret.copy_from_slice(&std::array::from_fn::<u8, 16, _>(|i| {
+                    u8::try_from(i).unwrap()
+                }));
+            }
+        }
+        Ok::<(), ()>(())
+    };
+    Arc::new(FlowKeys::export(export).unwrap())
 }
 
 /// Names and values in the document's order; every field of every message is set in one of them.
@@ -157,6 +248,22 @@ fn values() -> Vec<(&'static str, Value)> {
                 code: AbortCode::Overflow,
             }),
         ),
+        ("flow-pool", Value::Control(ControlMessage::FlowPool(8))),
+        (
+            "steering",
+            Value::Control(ControlMessage::Steering(SteeringStatus {
+                stands: true,
+                reason: "ens3".to_owned(),
+            })),
+        ),
+        (
+            "flow-abort",
+            Value::Control(ControlMessage::FlowAbort(FlowAbort {
+                direction: FlowDirection::Reverse,
+                counter: 300,
+                code: AbortCode::NotTls,
+            })),
+        ),
         (
             "open-request",
             Value::Request(OpenRequest {
@@ -183,6 +290,14 @@ fn values() -> Vec<(&'static str, Value)> {
         ("chunk-data", Value::Data(b"hello")),
         ("chunk-end", Value::End),
         ("chunk-aborted", Value::Aborted(AbortCode::Reset)),
+        ("flow-reverse-hello", Value::Flow(Flow::Reverse, 0)),
+        ("flow-reverse-accepted", Value::Flow(Flow::Reverse, 1)),
+        ("flow-reverse-open", Value::Flow(Flow::Reverse, 2)),
+        ("flow-reverse-opened", Value::Flow(Flow::Reverse, 3)),
+        ("flow-direct-hello", Value::Flow(Flow::Direct, 0)),
+        ("flow-direct-open", Value::Flow(Flow::Direct, 1)),
+        ("flow-direct-accepted", Value::Flow(Flow::Direct, 2)),
+        ("flow-direct-refused", Value::Flow(Flow::Direct, 3)),
     ]
 }
 
@@ -208,6 +323,7 @@ fn registration() -> Registration {
             ("tm-id".to_owned(), "oke".to_owned()),
         ]),
         held_masters: vec![instance(0x20)],
+        fast_path: true,
     }
 }
 
@@ -219,6 +335,7 @@ fn registered() -> Registered {
         max_streams: 1024,
         dial_sources: vec!["192.0.2.10".parse().unwrap()],
         advertise: Some("192.0.2.10:12250".to_owned()),
+        flow_pool: 4,
     }
 }
 

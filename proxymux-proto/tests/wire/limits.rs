@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proxymux_proto::{
     AddressRefusal, Addresses, AllowedRange, ControlMessage, DecodeError, Drain, EndCode,
-    InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FRAME_LEN, MAX_HELD_MASTERS, MAX_ID_LEN,
-    MAX_LABELS, MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, NodeName, OpenAnswer,
-    OpenRequest, RefuseCode, Registered, Registration, SessionEnd,
+    InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FLOW_POOL, MAX_FRAME_LEN, MAX_HELD_MASTERS,
+    MAX_ID_LEN, MAX_LABELS, MAX_PADDING, MAX_REASON_LEN, MAX_RETRY_AFTER, MAX_STREAMS, NodeName,
+    OpenAnswer, OpenRequest, RefuseCode, Registered, Registration, SessionEnd,
 };
 
 use crate::raw::{self, RawMessage, content};
@@ -87,6 +87,7 @@ fn the_largest_messages_within_the_limits_fit_a_frame_twice() {
             master: InstanceId::from_bytes([0xff; 16]),
             addresses: largest_addresses(),
             max_streams: MAX_STREAMS,
+            flow_pool: MAX_FLOW_POOL,
             dial_sources: longest_ips(),
             advertise: Some(format!("{}:65535", "a".repeat(253))),
         }),
@@ -397,6 +398,7 @@ fn smallest_registration() -> Registration {
         software: String::new(),
         labels: BTreeMap::new(),
         held_masters: Vec::new(),
+        fast_path: false,
     }
 }
 
@@ -426,6 +428,7 @@ fn largest_registration() -> Registration {
             .map(|i| (format!("{i:0>255}"), id()))
             .collect(),
         held_masters: vec![InstanceId::from_bytes([0xff; 16]); MAX_HELD_MASTERS],
+        fast_path: true,
     }
 }
 

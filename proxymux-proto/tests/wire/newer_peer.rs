@@ -103,7 +103,7 @@ fn padding_changes_no_message_but_pings_and_their_answers() {
 
 #[test]
 fn unknown_message_types_are_recognised_as_such() {
-    let control = raw::control(9, RawMessage::default().text(1, "something new"));
+    let control = raw::control(12, RawMessage::default().text(1, "something new"));
     let answer = RawMessage::default()
         .message(4, RawMessage::default().uint(1, 1))
         .into_bytes();

@@ -29,6 +29,7 @@ pub fn registration(node: &str) -> Result<Registration> {
         software: "rogue".to_owned(),
         labels: BTreeMap::new(),
         held_masters: Vec::new(),
+        fast_path: false,
     })
 }
 
@@ -50,6 +51,7 @@ pub fn registered() -> Registered {
         max_streams: 64,
         dial_sources: Vec::new(),
         advertise: None,
+        flow_pool: 0,
     }
 }
 

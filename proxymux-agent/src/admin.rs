@@ -36,12 +36,9 @@ impl Answers for AgentAnswers {
         }
         let entries = agent.board.entries();
         if entries.is_empty() {
-            return vec!["no session with any master; none was tried yet".to_owned()];
+            return vec!["no master was tried yet".to_owned()];
         }
-        let reasons = entries.iter().map(Entry::describe);
-        reasons
-            .map(|reason| format!("no session with {reason}"))
-            .collect()
+        entries.iter().map(Entry::describe).collect()
     }
 
     fn metrics(&self) -> String {

@@ -45,6 +45,8 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// Since when it is in this state.
     pub(crate) since: Instant,
+    /// Since when there is no session; of a session, since when there is one.
+    pub(crate) without_since: Instant,
     /// Why the last attempt failed, or the last session ended; kept while a new one stands.
     pub(crate) last_error: Option<String>,
     /// When the next attempt is made.
@@ -98,6 +100,7 @@ impl Board {
             at,
             state,
             since: Instant::now(),
+            without_since: Instant::now(),
             last_error: None,
             retry_at: None,
             session: None,
@@ -159,6 +162,7 @@ impl Row {
             at,
             state: State::Connected,
             since: Instant::now(),
+            without_since: Instant::now(),
             last_error,
             retry_at: None,
             session: Some(session),
@@ -199,19 +203,52 @@ impl Drop for Row {
 impl Entry {
     fn enter(&mut self, state: State) {
         if self.state != state {
+            if self.state == State::Held {
+                self.without_since = Instant::now();
+            }
             self.state = state;
             self.since = Instant::now();
         }
         self.retry_at = None;
     }
 
-    /// The master and what is the matter with it, in a few words.
+    /// The master, why there is no session with it, and for how long, in a few words: they are
+    /// all that `kubectl describe pod` shows.
     pub(crate) fn describe(&self) -> String {
-        let Self { server, state, .. } = self;
-        let at = self.at.map(|at| format!(" at {at}")).unwrap_or_default();
-        let why = self.last_error.as_ref();
-        let why = why.map(|error| format!(": {error}")).unwrap_or_default();
-        format!("{server}{at}: {}{why}", state.word())
+        let master = self
+            .at
+            .map_or_else(|| self.server.clone(), |at| at.to_string());
+        let why = match (&self.last_error, self.state) {
+            (Some(error), State::Resolving | State::Dialling | State::Waiting) => brief(error),
+            (_, state) => state.word().to_owned(),
+        };
+        format!(
+            "{master}: {why} for {}",
+            how_long(self.without_since.elapsed())
+        )
+    }
+}
+
+/// An error without what goes without saying beside the master's address.
+fn brief(error: &str) -> String {
+    if let Some(reason) = error.strip_prefix("last session: ") {
+        return format!("no session ({reason})");
+    }
+    let cause = error.strip_prefix("cannot connect: ").unwrap_or(error);
+    // The kernel's words, such as "Connection refused (os error 111)".
+    let Some((words, _)) = cause.split_once(" (os error ") else {
+        return cause.to_owned();
+    };
+    let mut letters = words.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
+}
+
+fn how_long(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
     }
 }
 
@@ -247,7 +284,7 @@ mod tests {
         row.failed("refused".to_owned(), Duration::from_secs(3));
         assert_eq!(
             board.entries().first().unwrap().describe(),
-            "https://m:12250 at 192.0.2.10:12250: waiting: refused"
+            "192.0.2.10:12250: refused for 0 s"
         );
 
         row.set(State::Dialling);
@@ -290,5 +327,36 @@ mod tests {
         assert_eq!(since(&board), Duration::from_secs(5));
         row.failed("x".to_owned(), Duration::ZERO);
         assert_eq!(since(&board), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_the_matter_is_said_in_a_line_with_the_time_since_there_was_a_session() {
+        let board = Board::new();
+        let row = board.row(&"https://m:12250", None, State::Resolving);
+        let line = || board.entries().first().unwrap().describe();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(line(), "https://m:12250: resolving for 2 s");
+        drop(row);
+
+        let at = "192.0.2.10:12250".parse().ok();
+        let row = board.row(&"https://m:12250", at, State::Dialling);
+        let refused = "cannot connect: Connection refused (os error 111)";
+        row.failed(refused.to_owned(), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(42)).await;
+        assert_eq!(line(), "192.0.2.10:12250: connection refused for 42 s");
+        row.set(State::Dialling);
+        row.failed("master speaks another protocol".to_owned(), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(78)).await;
+        assert_eq!(
+            line(),
+            "192.0.2.10:12250: master speaks another protocol for 2 min"
+        );
+
+        row.set(State::Held);
+        tokio::time::advance(Duration::from_secs(9000)).await;
+        row.failed("last session: lost".to_owned(), Duration::ZERO);
+        assert_eq!(line(), "192.0.2.10:12250: no session (lost) for 0 s");
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        assert_eq!(line(), "192.0.2.10:12250: no session (lost) for 2 h");
     }
 }

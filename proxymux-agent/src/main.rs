@@ -17,7 +17,7 @@ use proxymux_agent::{
     },
 };
 use proxymux_transport::{
-    command::{Program, Question},
+    command::{Program, Question, TerminationLog},
     config_file::values::{AdminAddr, admin_addr},
     telemetry::{self, Verbosity},
 };
@@ -40,6 +40,8 @@ struct Args {
     /// How much to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     verbosity: Verbosity,
+    #[command(flatten)]
+    termination_log: TerminationLog,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -115,9 +117,10 @@ fn ask_for(args: &Args, asked: &Asked, path: &str, show: fn(&Value) -> String) -
 }
 
 fn run(args: &Args) -> ExitCode {
+    let daemon = AGENT.daemon(&args.termination_log);
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
-        Err(error) => return AGENT.refuse(&error),
+        Err(error) => return daemon.refuse(&error),
     };
     telemetry::init(config.log_format, args.verbosity);
     // One thread is enough for a node, and keeps the agent within its few megabytes.
@@ -126,14 +129,14 @@ fn run(args: &Args) -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return AGENT.fail(&format!("cannot start the runtime: {error}")),
+        Err(error) => return daemon.fail(&format!("cannot start the runtime: {error}")),
     };
     let ended = runtime.block_on(app::run(config, &warnings));
     // Looking up a name blocks a thread, for as long as a name server is silent.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => AGENT.fail(&error.line()),
+        Err(error) => daemon.fail(&error.line()),
     }
 }
 

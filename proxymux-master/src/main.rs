@@ -1,7 +1,7 @@
 //! The master's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them; of `nodes`: no answer), 2 wrong arguments or configuration.
+//! among them; of `nodes`: no answer, or with `--ready` not ready), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use proxymux_master::{app, config::Config, nodes};
 use proxymux_transport::{
-    command::{Program, Question},
+    command::{Program, Question, TerminationLog},
     config_file::values::AdminAddr,
     telemetry::{self, Verbosity},
 };
@@ -31,6 +31,8 @@ struct Args {
     /// How much to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     verbosity: Verbosity,
+    #[command(flatten)]
+    termination_log: TerminationLog,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -38,14 +40,21 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the nodes that the running master knows: addresses, path, streams, round trip, age.
-    Nodes(Question),
+    Nodes {
+        #[command(flatten)]
+        question: Question,
+        /// Only say whether the master is ready, in one line and by the exit code.
+        #[arg(long, conflicts_with_all = ["json", "watch"])]
+        ready: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     match &args.command {
         None => run(&args),
-        Some(Command::Nodes(question)) => match admin(&args, question) {
+        Some(Command::Nodes { question, ready }) => match admin(&args, question) {
+            Ok(at) if *ready => MASTER.ask_ready(&at),
             Ok(at) => MASTER.ask(&at, question, nodes::show),
             Err(code) => code,
         },
@@ -53,9 +62,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> ExitCode {
+    let daemon = MASTER.daemon(&args.termination_log);
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
-        Err(error) => return MASTER.refuse(&error),
+        Err(error) => return daemon.refuse(&error),
     };
     telemetry::init(config.log_format, args.verbosity);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -63,11 +73,11 @@ fn run(args: &Args) -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return MASTER.fail(&format!("cannot start the runtime: {error}")),
+        Err(error) => return daemon.fail(&format!("cannot start the runtime: {error}")),
     };
     match runtime.block_on(app::run(config, &warnings)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => MASTER.fail(&error.line()),
+        Err(error) => daemon.fail(&error.line()),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the command lines of both daemons have alike.
 //!
-//! Owns the words and exit codes for what goes wrong before a daemon runs ([`Program`]), and the
-//! commands that ask a running one ([`Question`]): once, as JSON, or again and again.
+//! Owns the words and exit codes for what goes wrong before a daemon runs ([`Program`]), what a
+//! daemon leaves behind when it ends ([`Daemon`]), and the commands that ask a running one
+//! ([`Question`]): once, as JSON, or again and again.
 //! Leaves to the daemons what a status looks like as a table. Answers go to stdout, the rest to
 //! stderr.
 
@@ -13,7 +14,10 @@ use std::{
 
 use serde_json::Value;
 
-pub use self::table::{Table, age, lines, number, reasons, rtt, text};
+pub use self::{
+    daemon::{Daemon, TerminationLog},
+    table::{Table, age, lines, number, reasons, rtt, text},
+};
 use crate::{
     admin::{FetchError, Reply, fetch},
     config_file::{
@@ -23,6 +27,7 @@ use crate::{
     telemetry::chain,
 };
 
+mod daemon;
 mod table;
 
 /// A program by its name.
@@ -103,8 +108,8 @@ impl Program {
         });
         let (line, code) = match answered {
             Ok(Ok(Reply { status: 200, .. })) => ("ready\n".to_owned(), ExitCode::SUCCESS),
-            Ok(Ok(reply)) => (not_ready(&reply.body), ExitCode::FAILURE),
-            Ok(Err(error)) => (not_ready(&chain(&error)), ExitCode::FAILURE),
+            Ok(Ok(reply)) => (one_line(&reply.body), ExitCode::FAILURE),
+            Ok(Err(error)) => (one_line(&chain(&error)), ExitCode::FAILURE),
             Err(problem) => return self.fail(&problem),
         };
         match print(&line) {
@@ -171,8 +176,9 @@ fn in_runtime<T>(asked: impl Future<Output = Result<T, String>>) -> Result<T, St
     runtime.block_on(asked)
 }
 
-fn not_ready(reasons: &str) -> String {
-    format!("not ready: {}\n", reasons.trim().replace('\n', "; "))
+/// What a probe shows: it says itself that this is why the daemon is not ready.
+fn one_line(reasons: &str) -> String {
+    format!("{}\n", reasons.trim().replace('\n', "; "))
 }
 
 fn form(status: &Value, json: bool, show: fn(&Value) -> String) -> String {

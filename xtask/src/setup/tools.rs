@@ -72,6 +72,24 @@ pub(super) const TOOLS: &[Tool] = &[
         source: Source::Library("libfaketime"),
     },
     Tool {
+        program: "kubectl",
+        jobs: &[Job::Netns],
+        purpose: "render the manifests",
+        source: Source::Debian("kubernetes-client"),
+    },
+    Tool {
+        program: "systemd-analyze",
+        jobs: &[Job::Netns],
+        purpose: "verify the units",
+        source: Source::Debian("systemd"),
+    },
+    Tool {
+        program: "openssl",
+        jobs: &[Job::Netns],
+        purpose: "make certificates as an operator does",
+        source: Source::Debian("openssl"),
+    },
+    Tool {
         program: "qemu-system-x86_64",
         jobs: &[Job::Vm],
         purpose: "boot other kernels",

@@ -2,6 +2,7 @@
 //!
 //! Owns their names for people. Whether a program ends the chain cannot be asked of the kernel: one
 //! that returns "ok" hides the packets from all that come after it, one that returns "next" does not.
+//! So all of them are named, and people told that it is not known.
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxymux_common::user::{TcxEntry, tcx_ingress};

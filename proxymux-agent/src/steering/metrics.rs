@@ -12,6 +12,7 @@ use super::{AttachKind, Steering};
 pub(crate) struct SteeringMetrics {
     modes: Gauges,
     attached: Gauges<2>,
+    before: Gauges,
     /// How often a program was found to be off its device.
     #[cfg_attr(
         not(feature = "ebpf"),
@@ -36,9 +37,16 @@ impl SteeringMetrics {
             "On how many devices an eBPF program is, by how it is attached",
             attached.clone(),
         );
+        let before = Gauges::new("program", PROGRAMS);
+        registry.register(
+            "programs_before",
+            "Programs of others that come before ours, over all devices; each may hide packets from it",
+            before.clone(),
+        );
         Self {
             modes,
             attached,
+            before,
             lost: counter(
                 registry,
                 "programs_lost",
@@ -68,6 +76,10 @@ impl SteeringMetrics {
                 let count = i64::try_from(here.count()).unwrap_or(i64::MAX);
                 self.attached.get_pair([program, kind.word()]).set(count);
             }
+            let here = places.iter().filter(|place| place.program == *program);
+            let before: usize = here.map(|place| place.before.len()).sum();
+            let before = i64::try_from(before).unwrap_or(i64::MAX);
+            self.before.get(program).set(before);
         }
     }
 }

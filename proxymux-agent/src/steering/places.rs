@@ -343,7 +343,7 @@ impl Place {
                 program = self.program,
                 device = %attachment.device,
                 before = before.join(", "),
-                "other programs see packets before ours, and hide those that they do not pass on"
+                "other programs come before ours; whether they hide packets from it is not known"
             );
         }
         self.before = before;

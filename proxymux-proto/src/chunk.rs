@@ -181,6 +181,19 @@ impl ChunkHeader {
 }
 
 impl AbortCode {
+    /// Every word of [`AbortCode::as_str`].
+    pub const WORDS: &[&str] = &[
+        "reset",
+        "idle",
+        "drain",
+        "protocol",
+        "overflow",
+        "cancelled",
+        "memory",
+        "not-tls",
+        "other",
+    ];
+
     /// The number on the wire.
     #[must_use]
     pub fn to_wire(self) -> u8 {

@@ -128,6 +128,8 @@ pub struct AccessLog {
     target: TargetAddr,
     peer: String,
     path: Path,
+    /// Why it is not a faster one.
+    path_reason: Option<&'static str>,
     /// Which of the two counters leads to the target.
     side: Side,
     started: Instant,
@@ -179,6 +181,7 @@ impl AccessLog {
             target,
             peer: peer.to_string(),
             path: Path::Session,
+            path_reason: None,
             side,
             started,
             opened: None,
@@ -191,6 +194,11 @@ impl AccessLog {
     /// Says that the connection travels by another path than the session's.
     pub fn set_path(&mut self, path: Path) {
         self.path = path;
+    }
+
+    /// Says why the connection does not travel by a faster path, in a word of a closed list.
+    pub fn set_path_reason(&mut self, reason: Option<&'static str>) {
+        self.path_reason = reason;
     }
 
     /// Says that the target's connection stands, and counts it from here on.
@@ -222,6 +230,7 @@ impl Drop for AccessLog {
             target: ACCESS,
             node = self.node,
             path = self.path.as_str(),
+            path.reason = self.path_reason,
             target = %self.target,
             peer.addr = self.peer,
             bytes_to_target = to_target,

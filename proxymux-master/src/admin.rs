@@ -8,11 +8,12 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use proxymux_transport::{admin::Answers, certificate::utc, reload::Certificates, telemetry::Path};
+use proxymux_transport::{admin::Answers, certificate::utc, reload::Certificates};
 use serde_json::{Value, json};
 
 use crate::{
     config::FrontDoor,
+    flows::{self, Flows, Why},
     master::Master,
     registry::{NodeView, SessionHandle},
 };
@@ -70,7 +71,8 @@ impl Answers for MasterAnswers {
             "connected": connected,
             "streams": master.metrics.streams.count(),
             "certificates": certificates(&master.certificates),
-            "nodes": nodes.iter().map(show_node).collect::<Vec<_>>(),
+            "fast_paths_off": master.flows.off().map(Why::as_str),
+            "nodes": nodes.iter().map(|node| show_node(&master.flows, node)).collect::<Vec<_>>(),
         })
     }
 }
@@ -98,7 +100,7 @@ fn certificates(certificates: &Certificates) -> Value {
 }
 
 /// Of a node that is away only its name, its addresses and when it was last seen are known.
-fn show_node(node: &NodeView) -> Value {
+fn show_node(flows: &Flows, node: &NodeView) -> Value {
     let addresses = node.addresses.granted.iter().map(ToString::to_string);
     let refused =
         node.addresses.refused.iter().map(
@@ -112,16 +114,16 @@ fn show_node(node: &NodeView) -> Value {
         "addresses": addresses.collect::<Vec<_>>(),
         "addresses_refused": refused.collect::<Vec<_>>(),
         "last_seen_s": away.then(|| node.seen.elapsed().as_secs()),
-        "session": session.map(show_session),
+        "session": session.map(|session| show_session(flows, session)),
     })
 }
 
-fn show_session(session: &SessionHandle) -> Value {
+fn show_session(flows: &Flows, session: &SessionHandle) -> Value {
     let about = &session.about;
-    json!({
+    let mut shown = flows::show(flows, session);
+    let rest = json!({
         "peer": session.peer.to_string(),
         "instance": session.instance.to_string(),
-        "path": Path::Session.as_str(),
         "streams": session.relays.len(),
         "rtt_us": about.rtt_us(),
         "age_s": about.since.elapsed().as_secs(),
@@ -129,7 +131,11 @@ fn show_session(session: &SessionHandle) -> Value {
         "node_id": about.node_id,
         "labels": about.labels,
         "certificate_expires": utc(about.expires),
-    })
+    });
+    if let (Some(shown), Value::Object(rest)) = (shown.as_object_mut(), rest) {
+        shown.extend(rest);
+    }
+    shown
 }
 
 #[cfg(test)]

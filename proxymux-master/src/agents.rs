@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::{EndCode, SessionEnd};
+use proxymux_proto::{EndCode, FLOW_MAGIC, SessionEnd};
 use proxymux_transport::{
     certificate::{IdentityError, NodeIdentity},
+    flow,
     mux::{self, MuxLimits, Role, SessionFault},
     reload::Derived,
     session::{SessionCore, drive},
@@ -36,6 +37,7 @@ use tokio_util::{
 
 use crate::{
     admission::NoTurn,
+    flows::hello::{self, HelloError},
     half_open::{HalfOpen, HalfOpenGuard},
     master::Master,
     session::{self, Candidate, RegistrationError},
@@ -90,6 +92,15 @@ enum ArrivalError {
     Evicted,
     #[error("too many handshakes")]
     NoTurn(#[source] NoTurn),
+    #[error("no secrets for flows")]
+    Keys(#[source] rustls::Error),
+}
+
+/// What a connection has become.
+enum Arrival {
+    Session(Box<Candidate>),
+    /// A flow, which waits in its session's pool now, or was refused.
+    Flow(Result<(), HelloError>),
 }
 
 impl AgentDoor {
@@ -157,8 +168,13 @@ impl AgentDoor {
         let guard = self.half_open.enter(peer.ip());
         let (tls, master) = (Arc::clone(&self.tls), Arc::clone(&self.master));
         self.sessions.spawn(async move {
-            match candidate(connection, peer, tls, &master, guard).await {
-                Ok(candidate) => session::run(candidate, master).await,
+            match arrival(connection, peer, tls, &master, guard).await {
+                Ok(Arrival::Session(candidate)) => session::run(*candidate, master).await,
+                Ok(Arrival::Flow(Ok(()))) => {}
+                Ok(Arrival::Flow(Err(error))) => {
+                    master.metrics.flows.hellos_refused.get(error.word()).inc();
+                    hello::log_refusal(peer, &error, &master);
+                }
                 Err(error) => {
                     master.metrics.arrivals_failed.get(error.word()).inc();
                     log_refusal(peer, &error, &master);
@@ -175,7 +191,7 @@ impl ArrivalError {
             Self::Silent(_) => "silent",
             Self::Gone => "gone",
             Self::Io(_) | Self::Over(_) => "connection",
-            Self::Tls(_) => "tls",
+            Self::Tls(_) | Self::Keys(_) => "tls",
             Self::Identity(_) => "identity",
             Self::Registration(_) => "registration",
             Self::Evicted => "evicted",
@@ -202,15 +218,31 @@ fn log_refusal(peer: SocketAddr, error: &ArrivalError, master: &Master) {
     }
 }
 
-async fn candidate(
+async fn arrival(
     connection: TcpStream,
     peer: SocketAddr,
     tls: Arc<Derived<ServerConfig>>,
     master: &Master,
     guard: HalfOpenGuard,
-) -> Result<Candidate, ArrivalError> {
+) -> Result<Arrival, ArrivalError> {
+    let complete_by = Instant::now() + HELLO_LIMIT;
+    let first = tokio::select! {
+        first = first_byte(&connection) => first?,
+        () = guard.evicted() => return Err(ArrivalError::Evicted),
+    };
+    if FLOW_MAGIC.starts_with(&[first]) {
+        // No TLS, and so no turn to wait for.
+        return tokio::select! {
+            received = hello::receive(connection, master, complete_by) => {
+                Ok(Arrival::Flow(received))
+            }
+            () = guard.evicted() => Ok(Arrival::Flow(Err(HelloError::Evicted))),
+        };
+    }
     tokio::select! {
-        candidate = establish(connection, peer, tls, master) => candidate,
+        candidate = establish(connection, peer, tls, master) => {
+            candidate.map(|candidate| Arrival::Session(Box::new(candidate)))
+        }
         () = guard.evicted() => Err(ArrivalError::Evicted),
     }
 }
@@ -221,7 +253,6 @@ async fn establish(
     tls: Arc<Derived<ServerConfig>>,
     master: &Master,
 ) -> Result<Candidate, ArrivalError> {
-    await_first_byte(&connection).await?;
     socket::prepare_session(&connection).map_err(ArrivalError::Io)?;
     let session_socket = SessionSocket::new(&connection).map_err(ArrivalError::Io)?;
     let local = connection.local_addr().map_err(ArrivalError::Io)?;
@@ -239,6 +270,7 @@ async fn establish(
         .await
         .map_err(ArrivalError::Tls)?;
     let identity = NodeIdentity::from_certificate(&secured.peer.certificate);
+    let flow_keys = flow::keys(secured.stream.get_ref().1).map_err(ArrivalError::Keys)?;
 
     let clock = master.certificates.clock().clone();
     let trust = PeerTrust::of_agent(secured.peer, &in_force.roots, clock);
@@ -272,6 +304,7 @@ async fn establish(
             core,
             incoming,
             identity,
+            flow_keys,
             trust,
             peer,
             local,
@@ -296,13 +329,17 @@ async fn why_over(driver: &mut AbortOnDropHandle<SessionFault>) -> ArrivalError 
     }
 }
 
-/// A connection that says nothing costs no handshake.
-async fn await_first_byte(connection: &TcpStream) -> Result<(), ArrivalError> {
-    match tokio::time::timeout(FIRST_BYTE_LIMIT, connection.peek(&mut [0])).await {
+/// A connection that says nothing costs no handshake. What it says first tells sessions from flows.
+async fn first_byte(connection: &TcpStream) -> Result<u8, ArrivalError> {
+    let mut first = [0];
+    match tokio::time::timeout(FIRST_BYTE_LIMIT, connection.peek(&mut first)).await {
         Err(_) => Err(ArrivalError::Silent(FIRST_BYTE_LIMIT)),
         Ok(Err(error)) => Err(ArrivalError::Io(error)),
         Ok(Ok(0)) => Err(ArrivalError::Gone),
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(_)) => {
+            let [byte] = first;
+            Ok(byte)
+        }
     }
 }
 
@@ -315,6 +352,10 @@ const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The handshake, from its turn on: three lost packets.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The hello of a flow, from the connection on; it needs no turn and is complete with its first
+/// packet.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the refusal of a peer that is no node may take to be sent, and a session to end.
 const END_LIMIT: Duration = Duration::from_secs(2);

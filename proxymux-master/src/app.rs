@@ -85,6 +85,7 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let certificates = files.load("agents").map_err(AppError::Certificates)?;
     let policy = read_policy(&config.node_addresses)?;
     let master = Master::new(config, policy, certificates, shutdown);
+    master.flows.log();
 
     let answers = Arc::new(MasterAnswers(Arc::clone(&master)));
     let admin = Admin::start(master.config.admin.clone(), answers).map_err(AppError::Admin)?;

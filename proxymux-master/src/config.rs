@@ -19,7 +19,7 @@ use proxymux_proto::TargetAddr;
 use proxymux_transport::config_file::{
     ConfigError, Document, UnknownKeys, Warning,
     values::{
-        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, LogFormat,
+        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, FlowBuffer, LogFormat,
         show_duration_or_off,
     },
 };
@@ -91,6 +91,14 @@ pub struct Config {
     pub fast_path: AutoOff,
     /// Whether nodes are dialled where that works.
     pub direct: AutoOff,
+    /// How many idle flows each agent keeps ready without load; 0 means no flows at all.
+    pub flow_pool: u32,
+    /// How many flows one node may have at a time.
+    pub max_flows_per_node: NonZeroU32,
+    /// What the kernel may hold for each direction of a flow.
+    pub flow_buffer: FlowBuffer,
+    /// Whether flows are relayed through pipes.
+    pub splice: AutoOff,
     /// Where agents dial flows, if not where their session goes.
     pub advertise: Option<TargetAddr>,
     /// From which addresses nodes are dialled; empty means from that of each session.
@@ -169,7 +177,11 @@ impl Config {
             .add("log-format", self.log_format.word())
             .add("kubelet-certificates", self.kubelet_certificates.word())
             .add("fast-path", self.fast_path.word())
-            .add("direct", self.direct.word());
+            .add("direct", self.direct.word())
+            .add("flow-pool", self.flow_pool)
+            .add("max-flows-per-node", self.max_flows_per_node)
+            .add("flow-buffer", self.flow_buffer)
+            .add("splice", self.splice.word());
         match &self.advertise {
             Some(advertise) => settings.add("advertise", advertise),
             None => settings.add("advertise", "where the session came in"),

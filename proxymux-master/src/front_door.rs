@@ -26,8 +26,9 @@ mod unix;
 use crate::metrics::DoorMetrics;
 
 pub(crate) use self::{
-    client::Client,
+    client::{Client, Plain},
     connect::{Refusal, Status},
+    serve::early_bytes,
     tcp::{TcpDoor, TlsSettings},
     unix::UnixDoor,
 };

@@ -8,16 +8,17 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
-use proxymux_proto::{NodeName, TargetAddr};
+use proxymux_proto::{AbortCode, NodeName, TargetAddr};
 use proxymux_transport::{
     memory::HeldBytes,
     pair::relay_pair,
-    relay::{Outcome, RelayOptions, relay},
+    relay::{Endpoint as _, Outcome, RelayOptions, relay},
     stream::RelayStream,
     telemetry::{AccessLog, Path, Side},
 };
@@ -27,10 +28,16 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::{
     config::Via,
     direct,
+    flows::{
+        OpenFlow, Why,
+        choose::{Opened, Opening},
+        commit::{self, Limits, Verdict},
+        relay_flow,
+    },
     front_door::{self, Client, Refusal, RequestInfo, Status},
     master::Master,
     metrics::DoorMetrics,
-    opening::{self, OpenFailure},
+    opening::OpenFailure,
     registry::{Found, SessionHandle},
 };
 
@@ -43,18 +50,31 @@ pub(crate) struct Gateway {
 /// A way to a target that stands.
 #[derive(Debug)]
 pub(crate) enum Tunnel {
-    Session {
-        stream: RelayStream,
+    Stream(StreamTunnel),
+    Flow {
+        open: OpenFlow,
         session: Arc<SessionHandle>,
-        /// Lets the session know that it is in use.
-        token: TaskTrackerToken,
+        /// Why it is not a faster path.
+        why: Option<Why>,
     },
     Direct(TcpStream),
 }
 
+/// A stream of a session that is open.
+#[derive(Debug)]
+pub(crate) struct StreamTunnel {
+    stream: RelayStream,
+    session: Arc<SessionHandle>,
+    /// Lets the session know that it is in use.
+    token: TaskTrackerToken,
+    /// Why it is not a faster path.
+    why: Option<Why>,
+}
+
 /// What is to be done about a target now.
 enum Way {
-    Ask(Arc<SessionHandle>),
+    /// Ask a node; by the session if there is a reason for that.
+    Ask(Arc<SessionHandle>, Option<Why>),
     Dial(SocketAddr),
     /// Wait for a change until then; this is the answer if there is none.
     Wait(Instant, Refusal),
@@ -68,7 +88,10 @@ impl Gateway {
 
     fn choose(&self, target: &TargetAddr) -> Way {
         match self.master.registry.find(target) {
-            Found::Session(session) => Way::Ask(session),
+            Found::Session(session) if target.port() == session.kubelet_port => {
+                Way::Ask(session, None)
+            }
+            Found::Session(session) => Way::Ask(session, Some(Why::NotKubelet)),
             Found::Away { node, seen } => self.away(&node, seen),
             Found::Unknown => self.choose_route(target),
         }
@@ -81,7 +104,7 @@ impl Gateway {
         match self.master.routes.decide(at.ip()) {
             Via::Direct => Way::Dial(at),
             Via::Node => match self.master.registry.find_by_range(at.ip(), at.port()) {
-                Ok(Found::Session(session)) => Way::Ask(session),
+                Ok(Found::Session(session)) => Way::Ask(session, Some(Why::NotKubelet)),
                 Ok(Found::Away { node, seen }) => self.away(&node, seen),
                 Ok(Found::Unknown) => Way::Refuse(no_route(target, "no node reaches it")),
                 Err(why) => self.unless_just_started(no_route(target, &why.to_string())),
@@ -123,15 +146,220 @@ impl Gateway {
         session: Arc<SessionHandle>,
         target: &TargetAddr,
         deadline: Instant,
+        by_session: Option<Why>,
     ) -> Result<Tunnel, OpenFailure> {
         // Taken before the stream is open, so that a drain waits for it.
         let token = session.relays.token();
-        let stream = opening::open(&session, target, deadline).await?;
-        Ok(Tunnel::Session {
+        let opening = Opening {
+            master: &self.master,
+            session: &session,
+            target,
+            deadline,
+        };
+        Ok(match opening.run(by_session).await? {
+            Opened::Stream { stream, why } => Tunnel::Stream(StreamTunnel {
+                stream,
+                session,
+                token,
+                why,
+            }),
+            Opened::Flow { flow, why } => Tunnel::Flow {
+                open: flow,
+                session,
+                why,
+            },
+        })
+    }
+
+    /// Opens a way to a target, by the session if there is a reason for that.
+    async fn open_by(
+        &self,
+        target: &TargetAddr,
+        budget: Duration,
+        by_session: Option<Why>,
+    ) -> Result<Tunnel, Refusal> {
+        let deadline = Instant::now() + budget;
+        loop {
+            let mut changes = self.master.registry.changes();
+            let (until, refusal) = match self.choose(target) {
+                Way::Refuse(refusal) => return Err(refusal),
+                Way::Dial(at) => return direct::dial(at, deadline).await.map(Tunnel::Direct),
+                Way::Wait(until, refusal) => (until, refusal),
+                Way::Ask(session, why) => {
+                    let why = why.or(by_session);
+                    match self.ask(Arc::clone(&session), target, deadline, why).await {
+                        Ok(tunnel) => return Ok(tunnel),
+                        Err(OpenFailure::Refused(refusal)) => return Err(refusal),
+                        Err(OpenFailure::SessionGone) => (
+                            // The session's own task is about to tell the registry.
+                            Instant::now() + WAIT_FOR_RETURN,
+                            gone(&session.node),
+                        ),
+                    }
+                }
+            };
+            let until = until.min(deadline);
+            if tokio::time::timeout_at(until, changes.changed())
+                .await
+                .is_err()
+            {
+                // What it says of a node's absence is to be true when it is read.
+                return Err(match self.choose(target) {
+                    Way::Refuse(newer) | Way::Wait(_, newer) => newer,
+                    Way::Ask(..) | Way::Dial(_) => refusal,
+                });
+            }
+        }
+    }
+
+    async fn relay_tunnel(
+        &self,
+        client: Client,
+        early: Bytes,
+        tunnel: Tunnel,
+        access: AccessLog,
+        target: TargetAddr,
+    ) {
+        match tunnel {
+            Tunnel::Flow { open, session, why } => {
+                let opened = (open, session, why);
+                self.relay_by_flow(client, early, opened, access, target)
+                    .await;
+            }
+            Tunnel::Stream(tunnel) => self.relay_stream(client, early, tunnel, access).await,
+            Tunnel::Direct(connection) => self.relay_route(client, early, connection, access).await,
+        }
+    }
+
+    /// Relays over a flow once the client has begun with TLS; else by the session.
+    ///
+    /// Boxed: it is bigger than the other relays, and may have to become one of them.
+    fn relay_by_flow(
+        &self,
+        mut client: Client,
+        early: Bytes,
+        (open, session, why): (OpenFlow, Arc<SessionHandle>, Option<Why>),
+        mut access: AccessLog,
+        target: TargetAddr,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let master = &self.master;
+            let limits = Limits {
+                idle_timeout: master.config.idle_timeout,
+                cut: &master.cut,
+            };
+            let account = master.memory.other();
+            access.set_path(open.path());
+            access.set_path_reason(why.map(Why::as_str));
+            match commit::judge(&mut client, early, &open, account, limits).await {
+                Verdict::Flow(early) => {
+                    // A flow may outlive the session by which it was opened.
+                    drop(session);
+                    master.count_path(why);
+                    access.opened(&master.metrics.streams);
+                    let outcome = relay_flow(master, client, early, open, access.bytes()).await;
+                    master.count_cut(&outcome);
+                    access.finish(outcome);
+                }
+                Verdict::Session(early, why) => {
+                    drop((open, session));
+                    let budget = master.config.connect_budget;
+                    match self.open_by(&target, budget, Some(why)).await {
+                        Ok(tunnel) => {
+                            self.relay_tunnel(client, early, tunnel, access, target)
+                                .await;
+                        }
+                        Err(refusal) => {
+                            access.set_path(Path::None);
+                            access.set_path_reason(Some(why.as_str()));
+                            access.bytes().failed(&NoStream(refusal));
+                            client.reset_on_close();
+                            access.finish(Outcome::PeerAborted(AbortCode::Reset));
+                        }
+                    }
+                }
+                Verdict::Over(outcome, error) => {
+                    if let Some(error) = error {
+                        access.bytes().failed(&error);
+                    }
+                    client.reset_on_close();
+                    master.count_cut(&outcome);
+                    access.finish(outcome);
+                }
+            }
+        })
+    }
+
+    async fn relay_stream(
+        &self,
+        client: Client,
+        early: Bytes,
+        tunnel: StreamTunnel,
+        mut access: AccessLog,
+    ) {
+        let StreamTunnel {
             stream,
             session,
             token,
-        })
+            why,
+        } = tunnel;
+        access.set_path(Path::Session);
+        access.set_path_reason(why.map(Why::as_str));
+        self.master.count_path(why);
+        access.opened(&self.master.metrics.streams);
+        let options = RelayOptions {
+            idle_timeout: self.master.config.idle_timeout,
+            cancel: session.cut.clone(),
+        };
+        let outcome = relay(client, stream, early, &options, access.bytes()).await;
+        if outcome == Outcome::SessionLost {
+            session.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        self.master.count_cut(&outcome);
+        access.finish(outcome);
+        drop(token);
+    }
+
+    async fn relay_route(
+        &self,
+        client: Client,
+        early: Bytes,
+        connection: TcpStream,
+        mut access: AccessLog,
+    ) {
+        access.set_path(Path::Route);
+        access.set_path_reason(None);
+        access.opened(&self.master.metrics.streams);
+        let options = RelayOptions {
+            idle_timeout: self.master.config.idle_timeout,
+            cancel: self.master.cut.clone(),
+        };
+        let bytes = access.bytes();
+        let outcome = relay_pair(client, connection, early, &options, bytes).await;
+        self.master.count_cut(&outcome);
+        access.finish(outcome);
+    }
+}
+
+impl Tunnel {
+    /// How the bytes are to travel, and why not faster.
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> (Path, Option<Why>) {
+        match self {
+            Self::Stream(tunnel) => (Path::Session, tunnel.why),
+            Self::Flow { open, why, .. } => (open.path(), *why),
+            Self::Direct(_) => (Path::Route, None),
+        }
+    }
+
+    /// Whose access log it is in.
+    fn node(&self) -> String {
+        match self {
+            Self::Stream(StreamTunnel { session, .. }) | Self::Flow { session, .. } => {
+                session.node.to_string()
+            }
+            Self::Direct(_) => "none".to_owned(),
+        }
     }
 }
 
@@ -143,35 +371,7 @@ impl front_door::Gateway for Gateway {
     }
 
     async fn open(&self, target: &TargetAddr, budget: Duration) -> Result<Tunnel, Refusal> {
-        let deadline = Instant::now() + budget;
-        loop {
-            let mut changes = self.master.registry.changes();
-            let (until, refusal) = match self.choose(target) {
-                Way::Refuse(refusal) => return Err(refusal),
-                Way::Dial(at) => return direct::dial(at, deadline).await.map(Tunnel::Direct),
-                Way::Wait(until, refusal) => (until, refusal),
-                Way::Ask(session) => match self.ask(Arc::clone(&session), target, deadline).await {
-                    Ok(tunnel) => return Ok(tunnel),
-                    Err(OpenFailure::Refused(refusal)) => return Err(refusal),
-                    Err(OpenFailure::SessionGone) => (
-                        // The session's own task is about to tell the registry.
-                        Instant::now() + WAIT_FOR_RETURN,
-                        gone(&session.node),
-                    ),
-                },
-            };
-            let until = until.min(deadline);
-            if tokio::time::timeout_at(until, changes.changed())
-                .await
-                .is_err()
-            {
-                // What it says of a node's absence is to be true when it is read.
-                return Err(match self.choose(target) {
-                    Way::Refuse(newer) | Way::Wait(_, newer) => newer,
-                    Way::Ask(_) | Way::Dial(_) => refusal,
-                });
-            }
-        }
+        self.open_by(target, budget, None).await
     }
 
     fn account(&self) -> HeldBytes {
@@ -179,46 +379,19 @@ impl front_door::Gateway for Gateway {
     }
 
     async fn relay(&self, client: Client, early: Bytes, tunnel: Tunnel, request: RequestInfo) {
-        let config = &self.master.config;
         let RequestInfo { target, arrival } = request;
         let (side, started) = (Side::StreamLeadsToTarget, arrival.accepted_at);
-        let idle_timeout = config.idle_timeout;
-        match tunnel {
-            Tunnel::Session {
-                stream,
-                session,
-                token,
-            } => {
-                let mut access = AccessLog::new(&session.node, target, arrival.peer, side, started);
-                access.opened(&self.master.metrics.streams);
-                let options = RelayOptions {
-                    idle_timeout,
-                    cancel: session.cut.clone(),
-                };
-                let outcome = relay(client, stream, early, &options, access.bytes()).await;
-                if outcome == Outcome::SessionLost {
-                    session.lost.fetch_add(1, Ordering::Relaxed);
-                }
-                self.master.count_cut(&outcome);
-                access.finish(outcome);
-                drop(token);
-            }
-            Tunnel::Direct(connection) => {
-                let mut access = AccessLog::new("none", target, arrival.peer, side, started);
-                access.set_path(Path::Route);
-                access.opened(&self.master.metrics.streams);
-                let options = RelayOptions {
-                    idle_timeout,
-                    cancel: self.master.cut.clone(),
-                };
-                let bytes = access.bytes();
-                let outcome = relay_pair(client, connection, early, &options, bytes).await;
-                self.master.count_cut(&outcome);
-                access.finish(outcome);
-            }
-        }
+        let node = tunnel.node();
+        let access = AccessLog::new(node, target.clone(), arrival.peer, side, started);
+        self.relay_tunnel(client, early, tunnel, access, target)
+            .await;
     }
 }
+
+/// A client that was told 200 cannot be told more.
+#[derive(Debug, thiserror::Error)]
+#[error("no stream in the place of the flow: {}", .0.reason)]
+struct NoStream(Refusal);
 
 fn gone(node: &NodeName) -> Refusal {
     let reason = format!("session of node {node} ended while the request was under way");

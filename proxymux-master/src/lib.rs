@@ -12,6 +12,7 @@ mod certificates;
 mod claims;
 pub mod config;
 mod direct;
+mod flows;
 pub mod front_door;
 mod gateway;
 mod half_open;

@@ -19,8 +19,17 @@ use proxymux_transport::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::Readiness, admission::Admission, claims::Policy, config::Config, metrics::Metrics,
-    registry::Registry, routes::Routes, session, takeover::Moving, trouble::Repeats,
+    admin::Readiness,
+    admission::Admission,
+    claims::Policy,
+    config::Config,
+    flows::{self, Flows, Why},
+    metrics::Metrics,
+    registry::Registry,
+    routes::Routes,
+    session,
+    takeover::Moving,
+    trouble::Repeats,
 };
 
 /// The shared state of one run of the master.
@@ -31,6 +40,8 @@ pub(crate) struct Master {
     pub(crate) registry: Arc<Registry>,
     pub(crate) routes: Routes,
     pub(crate) metrics: Metrics,
+    /// What bypasses sessions.
+    pub(crate) flows: Flows,
     pub(crate) readiness: Readiness,
     /// What all streams may hold.
     pub(crate) memory: Arc<MemoryBudget>,
@@ -59,13 +70,17 @@ impl Master {
         let registry = Registry::new(policy);
         let admission = Admission::new(&config);
         let memory = MemoryBudget::new(config.max_memory);
+        let pipes = flows::pipes(&config);
+        let metrics = Metrics::new(&memory, &pipes);
+        let flows = Flows::new(&config, pipes, Arc::clone(&metrics.flows));
         Arc::new(Self {
             config,
             id: session::random_id(),
             registry,
             routes,
             readiness: Readiness::default(),
-            metrics: Metrics::new(&memory),
+            metrics,
+            flows,
             memory,
             admission,
             refused: Repeats::default(),
@@ -83,6 +98,13 @@ impl Master {
         match &*self.config.dials_from {
             [] => vec![local],
             configured => configured.to_vec(),
+        }
+    }
+
+    /// Counts why a connection that is relayed now does not travel by a faster path.
+    pub(crate) fn count_path(&self, why: Option<Why>) {
+        if let Some(why) = why {
+            self.metrics.flows.passed_over.get(why.as_str()).inc();
         }
     }
 

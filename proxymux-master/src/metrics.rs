@@ -6,8 +6,9 @@
 
 use std::{fmt, sync::Arc};
 
-use proxymux_proto::EndCode;
+use proxymux_proto::{AbortCode, EndCode, FlowDirection};
 use proxymux_transport::{
+    flow::FlowFault,
     memory::MemoryBudget,
     metrics::{
         Counter, Counters, Gauge, Histogram, MemoryMetrics, Moments, ProcessMetrics, Registry,
@@ -15,10 +16,11 @@ use proxymux_transport::{
         gauge, registry, times,
     },
     reload::Certificates,
+    splice::Pipes,
     telemetry::Path,
 };
 
-use crate::front_door::Status;
+use crate::{flows, front_door::Status};
 
 /// All metrics of one run of the master.
 pub(crate) struct Metrics {
@@ -32,6 +34,7 @@ pub(crate) struct Metrics {
     pub(crate) arrivals_failed: Counters,
     pub(crate) streams: StreamMetrics,
     pub(crate) doors: Arc<DoorMetrics>,
+    pub(crate) flows: Arc<FlowMetrics>,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
     expiry: Moments,
 }
@@ -49,8 +52,25 @@ pub(crate) struct DoorMetrics {
     pub(crate) opened_after: Histogram,
 }
 
+/// What is counted about flows.
+#[derive(Clone, Debug)]
+pub(crate) struct FlowMetrics {
+    /// Flows that wait for a request.
+    pub(crate) idle: Gauge,
+    /// Attempts to open a target through a flow, by path and result.
+    pub(crate) opens: Counters<2>,
+    /// Why connections did not take a faster path.
+    pub(crate) passed_over: Counters,
+    /// Hellos that were not believed, or not wanted.
+    pub(crate) hellos_refused: Counters,
+    /// What probes of the direct path met.
+    pub(crate) probes: Counters,
+    /// Why agents gave up flows, as far as they said.
+    pub(crate) aborted: Counters,
+}
+
 impl Metrics {
-    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>, pipes: &Pipes) -> Self {
         let mut registry = registry("proxymux_master", env!("CARGO_PKG_VERSION"));
         let r = &mut registry;
         ProcessMetrics::register(r);
@@ -82,6 +102,8 @@ impl Metrics {
         );
         let streams = StreamMetrics::register(r, PATHS);
         let doors = Arc::new(DoorMetrics::register(r));
+        let flows = Arc::new(FlowMetrics::register(r));
+        pipes.register(r);
         let expiry = certificate_expiry(r, CERTIFICATES);
         Self {
             registry,
@@ -91,6 +113,7 @@ impl Metrics {
             arrivals_failed,
             streams,
             doors,
+            flows,
             expiry,
         }
     }
@@ -153,8 +176,67 @@ impl DoorMetrics {
     }
 }
 
+impl FlowMetrics {
+    /// Registers the metrics.
+    pub(crate) fn register(r: &mut Registry) -> Self {
+        let refusals: Vec<_> = FlowFault::WORDS
+            .iter()
+            .chain(flows::hello::HelloError::OWN_WORDS)
+            .copied()
+            .collect();
+        let directions = [FlowDirection::Reverse, FlowDirection::Direct].map(FlowDirection::as_str);
+        let opens = Counters::of_pairs(["path", "result"], &directions, flows::RESULTS);
+        r.register(
+            "flow_opens",
+            "Attempts to open a target through a flow, by how they ended",
+            opens.clone(),
+        );
+        Self {
+            idle: gauge(
+                r,
+                "flows_idle",
+                "Flows of the reverse path that wait for a request",
+            ),
+            opens,
+            passed_over: counters(
+                r,
+                (
+                    "paths_passed_over",
+                    "Connections that did not take the direct path, by why, or why not even a flow",
+                ),
+                "reason",
+                flows::Why::WORDS,
+            ),
+            hellos_refused: counters(
+                r,
+                (
+                    "flow_hellos_refused",
+                    "Connections on the port for agents that began as a flow does and became none",
+                ),
+                "reason",
+                &refusals,
+            ),
+            probes: counters(
+                r,
+                (
+                    "direct_probes",
+                    "Probes of the direct path, by what they met",
+                ),
+                "result",
+                flows::direct::Met::WORDS,
+            ),
+            aborted: counters(
+                r,
+                ("flows_aborted", "Flows that an agent gave up and said why"),
+                "code",
+                AbortCode::WORDS,
+            ),
+        }
+    }
+}
+
 /// How the payload of a master's relayed connections travels.
-const PATHS: &[Path] = &[Path::Session, Path::Route];
+const PATHS: &[Path] = &[Path::Session, Path::Reverse, Path::Direct, Path::Route];
 
 /// Why a connection came to no registration, see `agents.rs`.
 pub(crate) const ARRIVALS: &[&str] = &[
@@ -181,9 +263,13 @@ mod tests {
 
     use super::*;
 
+    fn metrics() -> Metrics {
+        Metrics::new(&MemoryBudget::new(ByteSize::mib(64)), &Pipes::new(0))
+    }
+
     #[test]
     fn a_fresh_master_shows_every_metric_and_no_open_thing() {
-        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
+        let metrics = metrics();
         let text = metrics.scrape();
 
         for zero in [
@@ -194,6 +280,14 @@ mod tests {
             "proxymux_master_registrations_refused_total{reason=\"superseded\"} 0",
             "proxymux_master_arrivals_failed_total{reason=\"tls\"} 0",
             "proxymux_master_open_duration_seconds_count 0",
+            "proxymux_master_flows_idle 0",
+            "proxymux_master_streams_open{path=\"direct\"} 0",
+            "proxymux_master_flow_opens_total{path=\"reverse\",result=\"given-up\"} 0",
+            "proxymux_master_flow_hellos_refused_total{reason=\"replayed\"} 0",
+            "proxymux_master_flow_hellos_refused_total{reason=\"pool-full\"} 0",
+            "proxymux_master_paths_passed_over_total{reason=\"not-tls\"} 0",
+            "proxymux_master_direct_probes_total{result=\"not-direct\"} 0",
+            "proxymux_master_flows_aborted_total{code=\"not-tls\"} 0",
         ] {
             assert!(text.lines().any(|line| line == zero), "{zero} in:\n{text}");
         }
@@ -202,7 +296,7 @@ mod tests {
     /// With `PROXYMUX_UPDATE_DOCS` set it writes the list anew: `cargo xtask gen-docs`.
     #[test]
     fn the_document_of_metrics_is_up_to_date() {
-        let metrics = Metrics::new(&MemoryBudget::new(ByteSize::mib(64)));
+        let metrics = metrics();
         for word in CERTIFICATES {
             metrics
                 .expiry

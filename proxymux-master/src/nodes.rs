@@ -14,6 +14,10 @@ pub fn show(status: &Value) -> String {
         "NODE",
         "ADDRESSES",
         "PATH",
+        "WHY",
+        "DIRECT",
+        "IDLE",
+        "FLOWS",
         "STREAMS",
         "RTT",
         "AGE",
@@ -26,6 +30,10 @@ pub fn show(status: &Value) -> String {
             text(node, "/name"),
             text(node, "/addresses"),
             text(node, "/session/path"),
+            text(node, "/session/path_reason"),
+            direct(node),
+            text(node, "/session/idle_flows"),
+            text(node, "/session/flows"),
             text(node, "/session/streams"),
             number(node, "/session/rtt_us").map(rtt).unwrap_or_default(),
             since(node),
@@ -43,6 +51,17 @@ pub fn show(status: &Value) -> String {
         shown.push_str(&format!("\nnot ready: {reasons}\n"));
     }
     shown
+}
+
+/// Whether it is found on the direct path, or what a probe met there last, or why there is none.
+fn direct(node: &Value) -> String {
+    let at = |place: &str| text(node, &format!("/session/direct/{place}"));
+    match at("reason") {
+        reason if reason.is_empty() && at("proven").is_empty() => String::new(),
+        reason if reason.is_empty() => "proven".to_owned(),
+        reason if reason == "unproven" && !at("last_probe").is_empty() => at("last_probe"),
+        reason => reason,
+    }
 }
 
 /// For how long it has had its session, or been away.
@@ -65,7 +84,10 @@ mod tests {
         let status = json!({ "reasons": [], "nodes": [
             { "name": "10.0.10.10", "connected": true, "addresses": ["10.0.10.10", "fd00::1"],
               "last_seen_s": null,
-              "session": { "path": "session", "streams": 3, "rtt_us": 420, "age_s": 90,
+              "session": { "path": "reverse", "path_reason": "unproven", "idle_flows": 4, "flows": 1,
+                           "direct": { "proven": false, "reason": "unproven",
+                                       "last_probe": "timed-out" },
+                           "streams": 3, "rtt_us": 420, "age_s": 90,
                            "software": "proxymux-agent 0.1.0", "node_id": "ocid1.x",
                            "certificate_expires": "2027-01-01T00:00:00Z" } },
             { "name": "10.0.10.11", "connected": false, "addresses": [], "last_seen_s": 42,
@@ -74,9 +96,9 @@ mod tests {
         assert_eq!(
             show(&status),
             "\
-NODE        ADDRESSES           PATH     STREAMS  RTT     AGE       VERSION               NODE-ID  CERT EXPIRES
-10.0.10.10  10.0.10.10,fd00::1  session  3        0.42ms  1m30s     proxymux-agent 0.1.0  ocid1.x  2027-01-01T00:00:00Z
-10.0.10.11  -                   -        -        -       away 42s  -                     -        -
+NODE        ADDRESSES           PATH     WHY       DIRECT     IDLE  FLOWS  STREAMS  RTT     AGE       VERSION               NODE-ID  CERT EXPIRES
+10.0.10.10  10.0.10.10,fd00::1  reverse  unproven  timed-out  4     1      3        0.42ms  1m30s     proxymux-agent 0.1.0  ocid1.x  2027-01-01T00:00:00Z
+10.0.10.11  -                   -        -         -          -     -      -        -       away 42s  -                     -        -
 "
         );
     }

@@ -27,6 +27,7 @@ use crate::{
     about::About,
     admission::Presence,
     claims::{Change, Claims, Evidence, NoRangeHolder, Policy},
+    flows::SessionFlows,
     gateway::WAIT_FOR_RETURN,
 };
 
@@ -48,6 +49,10 @@ pub(crate) struct SessionHandle {
     pub(crate) registered: CancellationToken,
     /// Whether new streams may be opened.
     pub(crate) open: AtomicBool,
+    /// Where the node's kubelet listens.
+    pub(crate) kubelet_port: u16,
+    /// There if both ends use fast paths.
+    pub(crate) flows: Option<SessionFlows>,
     pub(crate) about: About,
 }
 
@@ -62,6 +67,8 @@ pub(crate) enum SessionCommand {
     },
     /// Tell the agent where its addresses lead.
     Addresses(Addresses),
+    /// Ask the agent for so many idle flows.
+    FlowPool(u32),
 }
 
 /// All nodes of a master.
@@ -124,6 +131,16 @@ pub(crate) struct Admitted {
     pub(crate) superseded: Option<Arc<SessionHandle>>,
 }
 
+impl SessionHandle {
+    /// Nothing new is opened any more, by whichever path.
+    fn close_to_new(&self) {
+        self.open.store(false, Ordering::Release);
+        if let Some(flows) = &self.flows {
+            flows.close();
+        }
+    }
+}
+
 impl Registry {
     pub(crate) fn new(policy: Policy) -> Arc<Self> {
         Arc::new(Self {
@@ -166,7 +183,7 @@ impl Registry {
         }
         let superseded = node.current.replace(Arc::clone(session));
         if let Some(old) = &superseded {
-            old.open.store(false, Ordering::Release);
+            old.close_to_new();
             if old.instance != session.instance {
                 node.evict(old.instance);
             }
@@ -183,7 +200,7 @@ impl Registry {
 
     /// Notes that a session takes no new streams any more, or has ended.
     pub(crate) fn leave(&self, session: &Arc<SessionHandle>) {
-        session.open.store(false, Ordering::Release);
+        session.close_to_new();
         let now = Instant::now();
         let mut state = self.lock();
         let Some(node) = state.nodes.get_mut(&session.node) else {
@@ -254,6 +271,11 @@ impl Registry {
             Host::Ip(ip) => state.claims.holder(*ip).cloned(),
         };
         name.map_or(Found::Unknown, |name| state.look_up(name))
+    }
+
+    /// Whether an address is that of this node, as far as it could prove.
+    pub(crate) fn leads_to(&self, ip: IpAddr, node: &NodeName) -> bool {
+        self.lock().claims.holder(ip) == Some(node)
     }
 
     /// Who is to be asked for an address that is no node's own, by a route that says `node`.

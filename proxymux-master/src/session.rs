@@ -11,7 +11,8 @@ use std::{
 };
 
 use proxymux_proto::{
-    ControlMessage, EndCode, InstanceId, PROTOCOL_VERSION, Registered, Registration, SessionEnd,
+    ControlMessage, DEFAULT_KUBELET_PORT, EndCode, InstanceId, PROTOCOL_VERSION, Registered,
+    Registration, SessionEnd,
 };
 use proxymux_transport::{
     control::ControlError,
@@ -25,9 +26,12 @@ use proxymux_transport::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 pub(crate) use self::registration::{Candidate, RegistrationError, control_stream};
 use self::registration::{log_no_registration, log_refusal, objection, registration};
@@ -35,6 +39,7 @@ use crate::{
     about::About,
     admission::SessionPlace,
     claims::Evidence,
+    flows::{SessionLease, direct},
     master::Master,
     registry::{EVICTED_STAY_AWAY, SessionCommand, SessionHandle},
 };
@@ -73,6 +78,8 @@ struct Session {
     commands: mpsc::Receiver<SessionCommand>,
     master: Arc<Master>,
     _place: SessionPlace,
+    /// Keeps the agent's flows, there if there may be any.
+    lease: Option<SessionLease>,
     trust: PeerTrust,
     renewed: watch::Receiver<Option<Arc<InForce>>>,
     moving: watch::Receiver<bool>,
@@ -136,6 +143,7 @@ impl Session {
             mut core,
             incoming,
             identity,
+            flow_keys,
             trust,
             peer,
             local,
@@ -149,6 +157,10 @@ impl Session {
             Err(end) => return Err((core, end)),
         };
         let (command_tx, commands) = mpsc::channel(COMMAND_QUEUE);
+        let flows = master.flows.of_session(registration, flow_keys);
+        let flow_pool = master.flows.first_pool(flows.as_ref());
+        let lease = flows.as_ref().map(|flows| flows.node.session());
+        let kubelet = registration.kubelet;
         let handle = Arc::new(SessionHandle {
             node: identity.name.clone(),
             instance: registration.instance,
@@ -160,6 +172,8 @@ impl Session {
             cut: CancellationToken::new(),
             registered: CancellationToken::new(),
             open: true.into(),
+            kubelet_port: kubelet.map_or(DEFAULT_KUBELET_PORT, |kubelet| kubelet.port()),
+            flows,
             about: About::new(registration, trust.not_after()),
         });
         let evidence = Evidence {
@@ -182,7 +196,7 @@ impl Session {
             max_streams: master.config.max_streams_per_node.get(),
             dial_sources: master.dial_sources(local),
             advertise: master.config.advertise.as_ref().map(ToString::to_string),
-            flow_pool: 0,
+            flow_pool,
         };
         if let Err(error) = core.send(&ControlMessage::Registered(registered)) {
             master.registry.leave(&handle);
@@ -199,6 +213,7 @@ impl Session {
             commands,
             master,
             _place: place,
+            lease,
             trust,
             renewed,
             moving,
@@ -225,8 +240,10 @@ impl Session {
         let _ = tokio::time::timeout(TELL_LIMIT, self.core.flush()).await;
         handle.registered.cancel();
         let counted = self.master.metrics.sessions.open();
+        let probes = direct::run(Arc::clone(&handle), Arc::clone(&self.master));
+        let probes = AbortOnDropHandle::new(tokio::spawn(probes));
         let ending = self.serve_until_done().await;
-        drop(counted);
+        drop((counted, probes, self.lease.take()));
         if let Some(since) = self.closed_to_new {
             self.master.metrics.sessions.drained(since.elapsed());
         }
@@ -239,7 +256,7 @@ impl Session {
                 let reason = self.describe(&over);
                 // Its relays end with it; some may have known before we did.
                 drop(self.core);
-                let _ = tokio::time::timeout(CUT_LIMIT, all_done(&handle.relays)).await;
+                let _ = tokio::time::timeout(CUT_LIMIT, streams_done(&handle)).await;
                 let streams = handle.lost.load(Ordering::Relaxed) + handle.relays.len();
                 tracing::warn!(
                     node = %handle.node, peer = %handle.peer, reason, streams, "session lost"
@@ -260,6 +277,9 @@ impl Session {
 
     async fn serve_until_done(&mut self) -> Ending {
         let shutdown = self.master.shutdown.clone();
+        let handle = Arc::clone(&self.handle);
+        let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let finish_by = self.finish.as_ref().and_then(|finish| finish.by);
             let probe_by = self.probe.as_ref().map(|probe| probe.by);
@@ -278,7 +298,8 @@ impl Session {
                 Ok(()) = self.renewed.changed(), if judged => self.review(),
                 Ok(()) = self.moving.changed() => self.send_away(),
                 () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
-                () = all_done(&self.handle.relays), if self.finish.is_some() => self.finished(),
+                _ = upkeep.tick(), if handle.flows.is_some() => self.look_after_flows(),
+                () = all_done(&handle), if self.finish.is_some() => self.finished(),
                 () = sleep_until(finish_by), if finish_by.is_some() => self.out_of_time(),
                 () = sleep_until(probe_by), if probe_by.is_some() => Some(self.unanswered()),
                 () = shutdown.force.cancelled() => Some(Ending::EndHere(SessionEnd::new(
@@ -313,6 +334,18 @@ impl Session {
             }
             // Only the agent can do something about segments: it is the one that dials.
             Event::Segments(_) => {}
+            Event::Message(ControlMessage::Steering(status)) => {
+                if let Some(flows) = &self.handle.flows {
+                    flows.steering(status);
+                }
+            }
+            Event::Message(ControlMessage::FlowAbort(abort)) => {
+                if let Some(flows) = &self.handle.flows {
+                    let aborted = &self.master.metrics.flows.aborted;
+                    aborted.get(abort.code.as_str()).inc();
+                    flows.aborted(&abort);
+                }
+            }
             Event::Message(ControlMessage::Drain(drain)) => {
                 tracing::info!(%node, %peer, reason = drain.reason, "agent drains its session");
                 self.closed_to_new.get_or_insert_with(Instant::now);
@@ -334,6 +367,7 @@ impl Session {
             SessionCommand::Addresses(addresses) => {
                 self.core.send(&ControlMessage::Addresses(addresses))
             }
+            SessionCommand::FlowPool(number) => self.core.send(&ControlMessage::FlowPool(number)),
             SessionCommand::Superseded { by, same_instance } => {
                 let by_when = Instant::now() + PROBE_LIMIT;
                 self.probe = Some(Probe {
@@ -345,6 +379,13 @@ impl Session {
             }
         };
         sent.err().map(not_sent)
+    }
+
+    /// Lets flows go that are dead, and asks for fewer when they are not needed.
+    fn look_after_flows(&mut self) -> Option<Ending> {
+        let ask = self.handle.flows.as_ref()?.pool.upkeep()?;
+        let asked = self.core.send(&ControlMessage::FlowPool(ask));
+        asked.err().map(not_sent)
     }
 
     /// Looks at whether the agent would still be let in. If not, it is told to come back with
@@ -496,9 +537,18 @@ fn supersede(old: &SessionHandle, new: &SessionHandle) {
     });
 }
 
-async fn all_done(relays: &TaskTracker) {
-    relays.close();
-    relays.wait().await;
+/// Becomes ready when nothing is left that needs the session: neither its streams, nor the agent's
+/// flows if this is the agent's last session.
+async fn all_done(handle: &SessionHandle) {
+    streams_done(handle).await;
+    if let Some(flows) = &handle.flows {
+        flows.node.done_with_session().await;
+    }
+}
+
+async fn streams_done(handle: &SessionHandle) {
+    handle.relays.close();
+    handle.relays.wait().await;
 }
 
 async fn sleep_until(moment: Option<Instant>) {
@@ -520,6 +570,9 @@ const AWAY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// Commands that wait for a session's loop, which never waits for anything but events.
 const COMMAND_QUEUE: usize = 16;
+
+/// How often dead flows are looked for.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// How long streams that are cut off may take to say so.
 const CUT_LIMIT: Duration = Duration::from_secs(1);

@@ -6,13 +6,15 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
 use proxymux_proto::{
-    ControlMessage, InstanceId, NodeName, OpenAnswer, PROTOCOL_VERSION, Registration, TargetAddr,
+    ControlMessage, FlowKeys, InstanceId, NodeName, OpenAnswer, PROTOCOL_VERSION, Registration,
+    TargetAddr,
 };
 use proxymux_testkit::pki::{Authority, Leaf, Pki};
 use proxymux_transport::{
@@ -36,6 +38,7 @@ use crate::{
     certificates::CertificateFiles,
     claims::{Evidence, Policy},
     config::Config,
+    flows::SessionFlows,
     master::Master,
     registry::{Admitted, Registry, SessionCommand, SessionHandle},
     session::{self, Candidate},
@@ -113,15 +116,21 @@ pub(crate) struct TestSession {
     drivers: [JoinHandle<SessionFault>; 2],
 }
 
-/// A session of this run of a node's agent, which nobody has let in yet.
+/// A session of this run of a node's agent, which nobody has let in yet. It uses no flows.
 pub(crate) fn session(node: &str, run: u8) -> TestSession {
+    session_of(&registration(node, run), None)
+}
+
+/// A session of this agent, with these flows.
+pub(crate) fn session_of(registration: &Registration, flows: Option<SessionFlows>) -> TestSession {
+    let [run, ..] = *registration.instance.as_bytes();
     let (near, far) = tokio::io::duplex(64 * 1024);
     let (mux, _, driver) = mux::start(near, Role::Master, LIMITS);
     let (_, agent, agents_driver) = mux::start(far, Role::Agent, LIMITS);
     let (command_tx, commands) = mpsc::channel(16);
     let handle = Arc::new(SessionHandle {
-        node: name(node),
-        instance: run_id(run),
+        node: registration.node.clone(),
+        instance: registration.instance,
         peer: peer(run),
         mux,
         commands: command_tx,
@@ -130,7 +139,9 @@ pub(crate) fn session(node: &str, run: u8) -> TestSession {
         cut: CancellationToken::new(),
         registered: CancellationToken::new(),
         open: true.into(),
-        about: About::new(&registration(node, run), SystemTime::UNIX_EPOCH),
+        kubelet_port: registration.kubelet.map_or(10250, |kubelet| kubelet.port()),
+        flows,
+        about: About::new(registration, SystemTime::UNIX_EPOCH),
     });
     handle.registered.cancel();
     TestSession {
@@ -147,13 +158,22 @@ impl TestSession {
         &self,
         registry: &Registry,
     ) -> Result<Admitted, proxymux_proto::SessionEnd> {
+        self.admit_as(registry, &[])
+    }
+
+    /// Lets the session in, of a node whose certificate names these addresses.
+    pub(crate) fn admit_as(
+        &self,
+        registry: &Registry,
+        addresses: &[IpAddr],
+    ) -> Result<Admitted, proxymux_proto::SessionEnd> {
         let identity = NodeIdentity {
             name: self.handle.node.clone(),
-            ip_sans: Vec::new(),
+            ip_sans: addresses.to_vec(),
         };
         let evidence = Evidence {
-            ip_sans: &[],
-            claims: &[],
+            ip_sans: addresses,
+            claims: addresses,
             allow: &[],
             source: self.handle.peer.ip(),
         };
@@ -230,6 +250,7 @@ impl Agent {
                 core: SessionCore::new(mux, control, no_socket(), driver),
                 incoming,
                 identity,
+                flow_keys: flow_keys(run),
                 trust,
                 peer: peer(run),
                 local: LOCAL,
@@ -298,6 +319,20 @@ pub(crate) fn registration(node: &str, run: u8) -> Registration {
         held_masters: Vec::new(),
         fast_path: false,
     }
+}
+
+/// What both ends of a session of this run of an agent have for its flows.
+pub(crate) fn flow_keys(run: u8) -> Arc<FlowKeys> {
+    let export = |context: &[u8], secret: &mut [u8]| {
+        secret.fill(
+            context
+                .iter()
+                .fold(run, |sum, byte| sum.wrapping_mul(31) ^ byte),
+        );
+        Ok::<(), Infallible>(())
+    };
+    let Ok(keys) = FlowKeys::export(export);
+    Arc::new(keys)
 }
 
 /// Runs of agents come from addresses of their own.

@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::DEFAULT_SESSION_PORT;
+use proxymux_proto::{DEFAULT_SESSION_PORT, MAX_FLOW_POOL};
 use proxymux_transport::config_file::{
     Mistakes, Refused, Setting,
-    values::{self, AdminAddr, ByteSize, ValueError},
+    values::{self, AdminAddr, ByteSize, FlowBuffer, ValueError},
 };
 
 use super::{
@@ -107,6 +107,17 @@ impl RawConfig {
         let kubelet_certificates = choice(&self.kubelet_certificates, m);
         let fast_path = choice(&self.fast_path, m);
         let direct = choice(&self.direct, m);
+        let flow_pool = self.flow_pool.or(DEFAULT_FLOW_POOL, m, |&number| {
+            count_or_none(number, MAX_FLOW_POOL)
+        });
+        let of_streams = *max_streams_per_node.as_ref().unwrap_or(&DEFAULT_STREAMS);
+        let max_flows_per_node = self
+            .max_flows_per_node
+            .or(of_streams, m, |&number| values::count(number, MAX_STREAMS));
+        let flow_buffer = self
+            .flow_buffer
+            .or(FlowBuffer::default(), m, |text| values::flow_buffer(text));
+        let splice = choice(&self.splice, m);
         let advertise = self.advertise.optional(m, |text| advertise(text));
         let dials_from = self.dials_from(m);
         Ok(Config {
@@ -136,6 +147,10 @@ impl RawConfig {
             kubelet_certificates: kubelet_certificates?,
             fast_path: fast_path?,
             direct: direct?,
+            flow_pool: flow_pool?,
+            max_flows_per_node: max_flows_per_node?,
+            flow_buffer: flow_buffer?,
+            splice: splice?,
             advertise: advertise?,
             dials_from: dials_from?,
             admin: admin?,
@@ -384,6 +399,12 @@ impl fmt::Display for PlaceError {
     }
 }
 
+/// A number that may be 0.
+fn count_or_none(number: u64, max: u32) -> Result<u32, ValueError> {
+    let small = u32::try_from(number).ok().filter(|&small| small <= max);
+    small.ok_or(ValueError::OutOfRange { min: 0, max })
+}
+
 fn choice<T: values::Choice + Default>(
     setting: &Setting<String>,
     m: &mut Mistakes,
@@ -414,6 +435,10 @@ const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(1024).expect("1024 is not 0");
 /// With 256 KiB of window each, 4 GiB of a peer's data in flight.
 const MAX_STREAMS: u32 = 16_384;
+
+/// What a person with `kubectl` opens at once, and no more descriptors than that: 1,600 nodes have
+/// 6,400 on the master.
+const DEFAULT_FLOW_POOL: u32 = 4;
 
 /// The multiplexer blocks new streams at 256 unacknowledged ones; this stays below.
 const DEFAULT_PENDING_DIALS: NonZeroU32 = NonZeroU32::new(128).expect("128 is not 0");

@@ -83,6 +83,7 @@ fn defaults_are_as_documented() {
          max-handshakes=64 max-registrations-per-second=250 max-memory-per-session=64MiB \
          max-memory=512MiB max-connect-header=16KiB connect-header-timeout=5s log-format=text \
          kubelet-certificates=unverified fast-path=auto direct=auto \
+         flow-pool=4 max-flows-per-node=1024 flow-buffer=256KiB splice=auto \
          advertise=\"where the session came in\" dials-from=[] admin=unix:/run/proxymux/master.sock"
     );
 }
@@ -119,8 +120,9 @@ fn every_setting_of_the_full_sample_is_in_force() {
          takeover-socket=/run/proxymux/takeover.sock max-streams-per-node=1024 \
          max-pending-dials-per-node=128 max-sessions=10000 max-handshakes=64 \
          max-registrations-per-second=250 max-memory-per-session=64MiB max-memory=512MiB \
-         max-connect-header=16KiB connect-header-timeout=5s log-format=json kubelet-certificates=unverified \
-         fast-path=auto direct=auto advertise=master-a.example:12250 dials-from=[192.0.2.10,2001:db8::10] \
+         max-connect-header=16KiB connect-header-timeout=5s log-format=json kubelet-certificates=verified \
+         fast-path=auto direct=auto flow-pool=8 max-flows-per-node=512 flow-buffer=1MiB \
+         splice=auto advertise=master-a.example:12250 dials-from=[192.0.2.10,2001:db8::10] \
          admin=unix:/run/proxymux/master.sock"
     );
 }
@@ -531,6 +533,32 @@ fn the_documentation_has_every_key_and_no_other() {
 
     documented.sort();
     assert_eq!(documented, known);
+}
+
+#[test]
+fn a_node_may_have_as_many_flows_as_streams_unless_said_otherwise() {
+    let flows = |lines| with(lines).max_flows_per_node.get();
+    assert_eq!(flows(""), 1024);
+    assert_eq!(flows("max-streams-per-node: 100\n"), 100);
+    assert_eq!(
+        flows("max-streams-per-node: 100\nmax-flows-per-node: 200\n"),
+        200
+    );
+}
+
+#[test]
+fn settings_of_flows_have_bounds() {
+    assert_eq!(with("flow-pool: 0\n").flow_pool, 0);
+    assert_eq!(with("flow-pool: 64\n").flow_pool, 64);
+    for (line, problem) in [
+        ("flow-pool: 65", "must be from 0 to 64"),
+        ("max-flows-per-node: 0", "must be from 1 to 16384"),
+        ("flow-buffer: 1KiB", "must be from 64KiB to 16MiB"),
+        ("splice: on", "must be auto or off"),
+    ] {
+        let said = refusal(&format!("cert: /m\nkey: /m\nclient-ca: /a\n{line}\n"));
+        assert!(said.contains(problem), "{line}: {said}");
+    }
 }
 
 #[test]

@@ -27,6 +27,13 @@ pub(crate) struct Client {
     failed: Option<io::Error>,
 }
 
+/// A client's connection that is a plain socket.
+#[derive(Debug)]
+pub(crate) enum Plain {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
 enum Io {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -41,6 +48,16 @@ impl Client {
     /// Has the next read meet this error instead of the end that would follow it.
     pub(crate) fn fail_next_read(&mut self, error: io::Error) {
         self.failed = Some(error);
+    }
+
+    /// The socket under the connection, if what is read from it are the client's bytes and nothing
+    /// is to be met by the next read.
+    pub(crate) fn into_plain(self) -> Result<Plain, Self> {
+        match (self.io, self.failed) {
+            (Io::Unix(stream), None) => Ok(Plain::Unix(stream)),
+            (Io::Tcp(stream), None) => Ok(Plain::Tcp(stream)),
+            (io, failed) => Err(Self { io, failed }),
+        }
     }
 }
 

@@ -90,6 +90,12 @@ struct Early {
     held: HeldBytes,
 }
 
+/// Payload that came before its relay, counted in this account for as long as it is held.
+pub(crate) fn early_bytes(received: BytesMut, mut held: HeldBytes) -> Bytes {
+    held.set(received.capacity());
+    Bytes::from_owner(Early { received, held })
+}
+
 impl AsRef<[u8]> for Early {
     fn as_ref(&self) -> &[u8] {
         &self.received
@@ -162,10 +168,9 @@ async fn establish<G: Gateway>(
         });
     }
     wait_for_first_byte(client, &mut received).await;
-    held.set(received.capacity());
     Ok(Established {
         target,
-        early: Bytes::from_owner(Early { received, held }),
+        early: early_bytes(received, held),
         tunnel,
     })
 }

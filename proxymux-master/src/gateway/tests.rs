@@ -60,7 +60,7 @@ async fn right_after_its_start_a_master_waits_for_nodes_that_it_has_never_seen()
     let _session = serving(&master, 1, OpenAnswer::Opened);
 
     let (answer, after) = asked.await.unwrap();
-    assert!(matches!(answer, Ok(Tunnel::Session { .. })), "{answer:?}");
+    assert!(matches!(answer, Ok(Tunnel::Stream(_))), "{answer:?}");
     assert_eq!(after.as_secs(), 4);
 }
 
@@ -149,7 +149,7 @@ async fn a_session_that_drains_is_left_for_the_next_one() {
     let _next = serving(&master, 2, OpenAnswer::Opened);
 
     let (answer, _) = asked.await.unwrap();
-    let Ok(Tunnel::Session { session, .. }) = answer else {
+    let Ok(Tunnel::Stream(StreamTunnel { session, .. })) = answer else {
         panic!("{answer:?}");
     };
     assert_eq!(session.instance, crate::testing::run_id(2));

@@ -6,11 +6,12 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use proxymux_proto::{
-    ControlMessage, EndCode, NodeName, PROTOCOL_VERSION, Registration, SessionEnd,
+    ControlMessage, EndCode, FlowKeys, NodeName, PROTOCOL_VERSION, Registration, SessionEnd,
 };
 use proxymux_transport::{
     certificate::NodeIdentity,
@@ -29,6 +30,8 @@ pub(crate) struct Candidate {
     pub(crate) core: SessionCore,
     pub(crate) incoming: Incoming,
     pub(crate) identity: NodeIdentity,
+    /// What its flows are proven with.
+    pub(crate) flow_keys: Arc<FlowKeys>,
     /// Whether it is still to be believed.
     pub(crate) trust: PeerTrust,
     pub(crate) peer: SocketAddr,

@@ -1,12 +1,13 @@
 //! The life of a session, with an agent played by the test: registration, being superseded, and
 //! drains. A stream is played by a token of the session's relays; the clock is paused.
 
-use proxymux_proto::Drain;
+use proxymux_proto::{AbortCode, Drain, FlowAbort, FlowDirection, SteeringStatus};
 use proxymux_testkit::pki::{Leaf, Validity};
 use tokio::time::sleep;
 
 use super::*;
 use crate::{
+    flows::Why,
     registry::Found,
     testing::{Agent, LOCAL, NODE, master, registration, run_id, target},
 };
@@ -299,4 +300,114 @@ async fn a_session_that_was_replaced_is_not_asked_for_its_certificate_any_more()
 
     let day = Duration::from_secs(24 * 3600);
     tokio::join!(older.idle(day), newer.idle(day));
+}
+
+/// What an agent says that uses flows.
+fn with_flows(run: u8) -> Registration {
+    Registration {
+        fast_path: true,
+        kubelet: Some("10.0.10.10:10250".parse().unwrap()),
+        ..registration(NODE, run)
+    }
+}
+
+const VERIFIED: &str = "kubelet-certificates: verified\n";
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_asked_for_idle_flows_if_both_ends_use_them() {
+    for (lines, registration, expected) in [
+        (VERIFIED, with_flows(1), 4),
+        (VERIFIED, registration(NODE, 1), 0),
+        ("", with_flows(1), 0),
+        (
+            "kubelet-certificates: verified\nflow-pool: 7\n",
+            with_flows(1),
+            7,
+        ),
+    ] {
+        let master = master(lines);
+        let mut agent = Agent::connect(&master, NODE, registration).await;
+        let ControlMessage::Registered(registered) = agent.message().await else {
+            panic!("not let in");
+        };
+        assert_eq!(registered.flow_pool, expected, "{lines}");
+        assert_eq!(current(&master).flows.is_some(), expected > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_told_when_more_flows_are_wanted_and_heard_about_its_steering() {
+    let master = master(VERIFIED);
+    let mut agent = Agent::connect(&master, NODE, with_flows(1)).await;
+    agent.message().await;
+    let session = current(&master);
+    let flows = session.flows.as_ref().unwrap();
+    assert_eq!(flows.direct.way(), Err(Why::NotSteered));
+
+    session
+        .commands
+        .try_send(SessionCommand::FlowPool(8))
+        .unwrap();
+    assert_eq!(agent.message().await, ControlMessage::FlowPool(8));
+    let steering = SteeringStatus {
+        stands: true,
+        reason: "ens3".to_owned(),
+    };
+    agent
+        .core
+        .send(&ControlMessage::Steering(steering))
+        .unwrap();
+    agent.idle(Duration::from_secs(1)).await;
+
+    // Nobody has proven that the address is this node's: it is not even dialled.
+    assert_eq!(flows.direct.way(), Err(Why::Unproven));
+    assert_eq!(flows.direct.last().0, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_says_of_a_flow_is_counted() {
+    let master = master(VERIFIED);
+    let mut agent = Agent::connect(&master, NODE, with_flows(1)).await;
+    agent.message().await;
+
+    let abort = FlowAbort {
+        direction: FlowDirection::Direct,
+        counter: 3,
+        code: AbortCode::NotTls,
+    };
+    agent.core.send(&ControlMessage::FlowAbort(abort)).unwrap();
+    agent.idle(Duration::from_secs(1)).await;
+
+    assert_eq!(master.metrics.flows.aborted.get("not-tls").get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_the_flows_of_an_agents_last_session() {
+    let master = master(VERIFIED);
+    let mut agent = Agent::connect(&master, NODE, with_flows(1)).await;
+    agent.message().await;
+    let flow = current(&master).flows.as_ref().unwrap().node.enter();
+    assert!(flow.is_some());
+
+    master.shutdown.drain.cancel();
+    assert!(matches!(agent.message().await, ControlMessage::Drain(_)));
+    agent.idle(Duration::from_secs(20)).await;
+    drop(flow);
+
+    assert_eq!(end(agent.message().await).code, EndCode::ShuttingDown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_replaced_does_not_wait_for_flows() {
+    let master = master(VERIFIED);
+    let mut older = Agent::connect(&master, NODE, with_flows(1)).await;
+    older.message().await;
+    let _flow = current(&master).flows.as_ref().unwrap().node.enter();
+    let mut newer = Agent::connect(&master, NODE, with_flows(1)).await;
+    newer.message().await;
+
+    let ended = end(older.message().await);
+
+    assert_eq!(ended.code, EndCode::AlreadyConnected);
+    newer.idle(Duration::from_secs(60)).await;
 }

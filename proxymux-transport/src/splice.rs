@@ -87,10 +87,9 @@ struct Relay {
 /// Moves bytes through a pipe, for as long as the kernel lets it.
 #[derive(Debug)]
 struct Splicing {
-    /// What came early, and everything once pipes were refused.
+    /// What came early, and everything while pipes are refused.
     copying: Copying,
-    /// Pipes were refused to this direction.
-    copies: bool,
+    way: Way,
     /// There while it has bytes, and between filling and emptying.
     pipe: Option<HeldPipe>,
     /// How much is fetched at once.
@@ -100,6 +99,16 @@ struct Splicing {
     /// Nothing has been fetched since the source was last waited for.
     woken: bool,
     relay: Arc<Relay>,
+}
+
+/// How a direction moves bytes now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Way {
+    Splices,
+    /// Pipes were refused; they are asked for again after so many reads, if ever.
+    Copies {
+        reads_left: Option<u32>,
+    },
 }
 
 impl Relay {
@@ -115,7 +124,11 @@ impl Splicing {
     fn new(early: Bytes, relay: Arc<Relay>) -> Self {
         Self {
             copying: Copying::new(early),
-            copies: relay.pipes.are_off(),
+            way: if relay.pipes.are_off() {
+                Way::Copies { reads_left: None }
+            } else {
+                Way::Splices
+            },
             pipe: None,
             wanted: FIRST_CAPACITY,
             full: 0,
@@ -125,8 +138,24 @@ impl Splicing {
     }
 
     fn falls_back(&mut self, reason: Fallback) {
-        self.copies = true;
+        self.way = Way::Copies {
+            reads_left: reason.may_pass().then_some(READS_BEFORE_RETRY),
+        };
         self.relay.falls_back(reason);
+    }
+
+    /// Before each read; whether it is to be done by splicing.
+    fn splices_next(&mut self) -> bool {
+        match &mut self.way {
+            Way::Copies {
+                reads_left: Some(0),
+            } => self.way = Way::Splices,
+            Way::Copies {
+                reads_left: Some(left),
+            } => *left -= 1,
+            Way::Splices | Way::Copies { reads_left: None } => {}
+        }
+        self.way == Way::Splices
     }
 
     /// Puts what the source has into the pipe, which is empty; how much that was.
@@ -250,14 +279,13 @@ impl<S: PlainSocket, K: PlainSocket> Mover<S, K> for Splicing {
                 moved
             ))?;
             match &mut self.pipe {
-                Some(pipe) if pipe.has_bytes() => {
-                    if self.copies {
+                Some(pipe) if pipe.has_bytes() => match self.way {
+                    Way::Splices => ready!(self.poll_empty(cx, sink, moved))?,
+                    Way::Copies { .. } => {
                         let read = pipe.read_out().map_err(Fault::Source)?;
                         self.copying = Copying::new(read);
-                    } else {
-                        ready!(self.poll_empty(cx, sink, moved))?;
                     }
-                }
+                },
                 _ => return Poll::Ready(Ok(())),
             }
         }
@@ -270,7 +298,7 @@ impl<S: PlainSocket, K: PlainSocket> Mover<S, K> for Splicing {
         sink: &mut K,
         moved: &mut usize,
     ) -> Poll<Result<Fetched, Fault>> {
-        if !self.copies {
+        if self.splices_next() {
             match ready!(self.poll_fill(cx, source)) {
                 Ok(0) => {}
                 Ok(_) => return Poll::Ready(Ok(Fetched::Bytes)),
@@ -338,6 +366,9 @@ impl PlainSocket for UnixStream {
         Self::try_io(self, way, io)
     }
 }
+
+/// A bulk transfer of 16 MiB asks again, a log that trickles hardly ever.
+const READS_BEFORE_RETRY: u32 = 1024;
 
 /// Growing costs a system call and an allocation in the kernel; a single burst is not worth it.
 const FULL_BEFORE_GROWTH: u32 = 4;

@@ -115,6 +115,14 @@ impl Fallback {
         "kernel",
     ];
 
+    /// Whether pipes may be had later.
+    pub(super) fn may_pass(self) -> bool {
+        match self {
+            Self::Budget | Self::Descriptors | Self::UserPages | Self::Kernel => true,
+            Self::Off | Self::Unsupported => false,
+        }
+    }
+
     /// The word for metric labels, from a closed list.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -130,6 +138,11 @@ impl Fallback {
 }
 
 impl Pipes {
+    /// A budget that stays below what the kernel lets the pipes of one user have unless it is told
+    /// otherwise (`fs.pipe-user-pages-soft`, 64 MiB), so that others of this user have some too. It
+    /// is enough for 768 relays whose readers have stalled.
+    pub const DEFAULT_BUDGET: usize = 48 << 20;
+
     /// Pipes that may hold so many bytes in all.
     #[must_use]
     pub fn new(budget_bytes: usize) -> Self {

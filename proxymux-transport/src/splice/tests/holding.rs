@@ -121,6 +121,58 @@ async fn where_all_pipes_are_in_use_a_relay_copies() {
 }
 
 #[tokio::test]
+async fn a_relay_that_copies_goes_back_to_pipes_when_there_are_some() {
+    let pipes = Pipes::new(FIRST_CAPACITY);
+    let only = pipes.take(FIRST_CAPACITY).unwrap();
+    let (client, server) = (tcp_pair(None).await, tcp_pair(None).await);
+    let mut rig = Rig::new(client, server, Bytes::new(), &pipes);
+    ping(&mut rig).await;
+    assert_eq!(pipes.relays_copied(Fallback::Budget), 1);
+    drop(only);
+
+    let mut held = 0;
+    for _ in 0..2 * READS_BEFORE_RETRY {
+        ping(&mut rig).await;
+    }
+    // Only a relay with bytes in a pipe holds one.
+    for _ in 0..200 {
+        let _ = rig.client.try_write(&[7; 1 << 16]);
+        tokio::task::yield_now().await;
+        held = held.max(pipes.held());
+    }
+    assert_eq!(held, 1);
+    assert_eq!(pipes.relays_copied(Fallback::Budget), 1);
+}
+
+#[tokio::test]
+async fn many_relays_share_few_pipes_without_mixing_up_their_bytes() {
+    let pipes = Pipes::new(6 * FIRST_CAPACITY);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(3)
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut relays = Vec::new();
+    for seed in 0..12 {
+        let pipes = pipes.clone();
+        relays.push(runtime.spawn(async move {
+            let client = UnixStream::pair().unwrap();
+            let server = tcp_pair(Some(SMALL_BUFFER)).await;
+            let rig = Rig::new(client, server, Bytes::new(), &pipes);
+            exchange(rig, 100 * seed).await;
+        }));
+    }
+
+    for relay in relays {
+        relay.await.unwrap();
+    }
+
+    assert_eq!((pipes.held(), pipes.relays_spliced()), (0, 12));
+    assert_eq!(pipes.capacity(), pipes.free() * FIRST_CAPACITY);
+    runtime.shutdown_background();
+}
+
+#[tokio::test]
 async fn without_descriptors_a_relay_copies() {
     let pipes = Pipes::new(BUDGET);
     let client = tcp_pair(Some(SMALL_BUFFER)).await;

@@ -4,7 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 
-/// Descriptors of this process; each test has one of its own.
+/// Descriptors of this process; nextest gives each test one of its own.
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use proxymux_proto::FlowDirection;
 use proxymux_transport::{
     admin::Answers,
     certificate::utc,
@@ -18,6 +19,8 @@ use tokio::time::Instant;
 use crate::{
     agent::Agent,
     board::{Entry, SessionEntry},
+    config::{Config, Mode},
+    flows::FlowsView,
     steering::{explain, report, suggest},
 };
 
@@ -67,6 +70,8 @@ impl Answers for AgentAnswers {
             "mode_reason": mode_reason,
             "attachments": report::attachments(&agent.steering),
             "steering": report::status(&agent.steering, &agent.metrics.tally),
+            "fast_path": config.fast_path.word(),
+            "fast_path_off": fast_path_off(config),
             "kubelet": config.kubelet_addr.to_string(),
             "streams": agent.metrics.streams.count(),
             "masters": masters,
@@ -115,9 +120,40 @@ fn show_entry(entry: &Entry) -> Value {
         "master_id": session.map(|session| session.master.to_string()),
         "rtt_us": session.and_then(|session| session.rtt).map(micros),
         "streams": session.map(|session| session.streams.len()),
+        "flows": session.and_then(|session| session.flows.as_ref()).map(show_flows),
+        "steering": session.and_then(|session| session.steering.as_ref()).map(|steering| json!({
+            "stands": steering.stands,
+            "reason": steering.reason,
+        })),
         "addresses": session.map(granted),
         "addresses_refused": session.map(refused),
     })
+}
+
+fn show_flows(flows: &FlowsView) -> Value {
+    let pool = flows.pool();
+    let (trouble, retry_at) = pool.trouble.unzip();
+    let retry_in = retry_at
+        .flatten()
+        .map(|at| at.saturating_duration_since(Instant::now()));
+    json!({
+        "wanted": pool.wanted,
+        "idle": pool.idle,
+        "dialling": pool.dialling,
+        "reverse": flows.relaying(FlowDirection::Reverse),
+        "direct": flows.relaying(FlowDirection::Direct),
+        "last_error": trouble,
+        "retry_in_ms": retry_in.map(millis),
+    })
+}
+
+/// Why this agent has no flows, if it is to have none whatever its masters want.
+fn fast_path_off(config: &Config) -> Option<&'static str> {
+    match (config.uses_flows(), config.mode) {
+        (true, _) => None,
+        (false, Mode::Userspace) => Some("mode: userspace is the session path alone"),
+        (false, _) => Some("configured"),
+    }
 }
 
 /// The addresses that lead to this node.

@@ -14,6 +14,7 @@ use crate::{
     board::Board,
     certificates,
     config::Config,
+    flows::Flows,
     masters::HeldMasters,
     metrics::Metrics,
     steering::{Sources, Steering},
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     pub(crate) memory: Arc<MemoryBudget>,
     /// What the agent has of BPF.
     pub(crate) steering: Arc<Steering>,
+    /// What bypasses sessions.
+    pub(crate) flows: Flows,
     /// Whose connections are steered.
     pub(crate) sources: Arc<Sources>,
     pub(crate) shutdown: Shutdown,
@@ -47,6 +50,7 @@ impl Agent {
         // Not a secret: it only has to differ from other runs.
         fastrand::fill(&mut id);
         let memory = MemoryBudget::new(config.max_memory);
+        let flows = Flows::new(&config);
         Arc::new(Self {
             policy: TargetPolicy::new(&config),
             certificates: certificates::of_agent(&config),
@@ -56,8 +60,9 @@ impl Agent {
             masters: HeldMasters::new(),
             board: Board::new(),
             started: Instant::now(),
-            metrics: Metrics::new(&memory, &steering),
+            metrics: Metrics::new(&memory, &steering, &flows.pipes),
             memory,
+            flows,
             steering,
             shutdown,
         })
@@ -72,8 +77,7 @@ impl Agent {
             instance: self.instance,
             addresses: config.claimed_addresses(),
             kubelet: config
-                .bind_addr
-                .or(config.private_ip_address)
+                .registered_kubelet()
                 .map(|ip| (ip, config.kubelet_addr.port()).into()),
             allow: config.allow.clone(),
             cluster_id: config.cluster_id.clone(),
@@ -81,7 +85,7 @@ impl Agent {
             software: concat!("proxymux-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
             labels: config.labels.clone(),
             held_masters: self.masters.list(),
-            fast_path: false,
+            fast_path: config.uses_flows(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     admin::AgentAnswers,
     agent::Agent,
     config::Config,
+    flows::Flows,
     link,
     steering::{Steering, SteeringError, listener, report, sources},
 };
@@ -89,6 +90,7 @@ async fn serve_masters(agent: Arc<Agent>) {
     ));
     links.spawn(sources::keep(Arc::clone(&agent)));
     links.spawn(listener::run(Arc::clone(&agent)));
+    links.spawn(Flows::finish(Arc::clone(&agent)));
     links.close();
     links.wait().await;
 }

@@ -12,9 +12,11 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::{Addresses, InstanceId};
+use proxymux_proto::{Addresses, InstanceId, SteeringStatus};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+
+use crate::flows::FlowsView;
 
 /// All rows.
 #[derive(Debug, Default)]
@@ -62,6 +64,10 @@ pub(crate) struct SessionEntry {
     pub(crate) rtt: Option<Duration>,
     /// The tasks of the session's streams.
     pub(crate) streams: TaskTracker,
+    /// Its flows, if its master uses fast paths.
+    pub(crate) flows: Option<FlowsView>,
+    /// Whether the master's connections are steered, as it was told.
+    pub(crate) steering: Option<SteeringStatus>,
 }
 
 /// What is being done.
@@ -179,6 +185,11 @@ impl Row {
         self.update_session(|session| session.addresses = addresses.clone());
     }
 
+    /// Notes what the master was told of steering.
+    pub(crate) fn steering(&self, status: &SteeringStatus) {
+        self.update_session(|session| session.steering = Some(status.clone()));
+    }
+
     fn update_session(&self, change: impl FnOnce(&mut SessionEntry)) {
         self.update(|entry| {
             if let Some(session) = &mut entry.session {
@@ -293,6 +304,8 @@ mod tests {
             addresses: Addresses::default(),
             rtt: None,
             streams: TaskTracker::new(),
+            flows: None,
+            steering: None,
         });
         session.round_trip(Duration::from_millis(2));
 

@@ -20,7 +20,7 @@ use proxymux_proto::{AllowedRange, NodeName};
 use proxymux_transport::config_file::{
     ConfigError, Document, UnknownKeys, Warning,
     values::{
-        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, LogFormat,
+        AdminAddr, AutoOff, ByteSize, Choice as _, EffectiveSettings, FlowBuffer, LogFormat,
         show_duration_or_off,
     },
 };
@@ -73,6 +73,10 @@ pub struct Config {
     pub mode: Mode,
     /// Whether fast paths may be used.
     pub fast_path: AutoOff,
+    /// What the kernel may hold for each direction of a flow, and of its kubelet's connection.
+    pub flow_buffer: FlowBuffer,
+    /// Whether the payload of plain connections stays in the kernel.
+    pub splice: AutoOff,
     /// Whose kubelet-bound traffic is steered; empty means the masters'.
     pub steer_from: Vec<IpNet>,
     /// What happens to a steered connection that is no flow.
@@ -148,6 +152,19 @@ impl Config {
         claimed
     }
 
+    /// The address at which masters are told to find the kubelet.
+    #[must_use]
+    pub fn registered_kubelet(&self) -> Option<IpAddr> {
+        self.bind_addr.or(self.private_ip_address)
+    }
+
+    /// Whether this agent is to have flows, if its masters want any. Pure userspace is the session
+    /// path alone.
+    #[must_use]
+    pub fn uses_flows(&self) -> bool {
+        self.fast_path == AutoOff::Auto && self.mode != Mode::Userspace
+    }
+
     /// The name that the certificate of the master at `server` must have.
     #[must_use]
     pub fn expected_name<'a>(&'a self, server: &'a ServerAddr) -> &'a ServerName<'static> {
@@ -201,6 +218,8 @@ impl Config {
             .add_list("allow", allow)
             .add("mode", self.mode.word())
             .add("fast-path", self.fast_path.word())
+            .add("flow-buffer", self.flow_buffer)
+            .add("splice", self.splice.word())
             .add_list("steer-from", &self.steer_from)
             .add("steer-plain", self.steer_plain.word())
             .add("guard", self.guard.word())

@@ -14,10 +14,12 @@ use proxymux_transport::{
         StreamMetrics, certificate_expiry, counters, encode, end_words, registry, times,
     },
     reload::Certificates,
+    splice::Pipes,
     telemetry::Path,
 };
 
 use crate::{
+    flows::FlowMetrics,
     session::EstablishError,
     steering::{
         SteeredMetrics, Steering, SteeringMetrics,
@@ -35,6 +37,7 @@ pub(crate) struct Metrics {
     /// Requests of masters that came to no relay.
     pub(crate) refused: Counters,
     pub(crate) dials: Histogram,
+    pub(crate) flows: FlowMetrics,
     pub(crate) steering: SteeringMetrics,
     /// What the agent has seen of steered connections.
     pub(crate) tally: Arc<Tally>,
@@ -44,7 +47,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(memory: &Arc<MemoryBudget>, steering: &Arc<Steering>) -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>, steering: &Arc<Steering>, pipes: &Pipes) -> Self {
         let mut registry = registry("proxymux_agent", env!("CARGO_PKG_VERSION"));
         let r = &mut registry;
         ProcessMetrics::register(r);
@@ -70,7 +73,7 @@ impl Metrics {
             r,
             (
                 "streams_refused",
-                "Requests of masters that came to no connection, by the reason that the access log has",
+                "Requests of masters, on streams and flows, that came to no connection, by the reason that the access log has",
             ),
             "reason",
             &reasons,
@@ -80,6 +83,8 @@ impl Metrics {
             "dial_duration",
             "How long connecting to the kubelet or another target took, successful or not",
         );
+        let flows = FlowMetrics::register(r);
+        pipes.register(r);
         let tally = Arc::<Tally>::default();
         SteeringCollector::register(r, steering, &tally);
         let steering = SteeringMetrics::register(r);
@@ -92,6 +97,7 @@ impl Metrics {
             streams,
             refused,
             dials,
+            flows,
             steering,
             tally,
             steered,
@@ -125,8 +131,8 @@ pub(crate) fn failure_word(error: &EstablishError) -> &'static str {
     use EstablishError as E;
     match error {
         E::Waiting(_) | E::Certificates(_) | E::Blocking(_) => "certificates",
-        E::Bind { .. } | E::Connect(_) | E::ConnectTimedOut(_) | E::Socket(_) => "connect",
-        E::Tls(_) | E::TlsAfterwards(_) | E::HandshakeUnanswered { .. } => "tls",
+        E::Connect(_) | E::Socket(_) => "connect",
+        E::Tls(_) | E::FlowKeys(_) | E::TlsAfterwards(_) | E::HandshakeUnanswered { .. } => "tls",
         E::Over(_) | E::Open(_) | E::Send(_) | E::Unexpected(_) | E::NotAnswered(_) => {
             "registration"
         }
@@ -154,7 +160,7 @@ pub(crate) const SEGMENTS: &str = "segments";
 /// The word for a request that the master took back.
 pub(crate) const CANCELLED: &str = "cancelled";
 
-const PATHS: &[Path] = &[Path::Session, Path::Steered];
+const PATHS: &[Path] = &[Path::Session, Path::Reverse, Path::Direct, Path::Steered];
 
 /// Our own certificate, and the CA certificate that masters are checked with.
 const CERTIFICATES: &[&str] = &["own", "ca"];
@@ -171,7 +177,7 @@ mod tests {
 
     fn fresh() -> Metrics {
         let memory = MemoryBudget::new(ByteSize::mib(64));
-        Metrics::new(&memory, &Steering::userspace("test"))
+        Metrics::new(&memory, &Steering::userspace("test"), &Pipes::off())
     }
 
     #[test]

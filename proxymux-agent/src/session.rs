@@ -21,12 +21,15 @@ use proxymux_transport::{
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{backoff::Backoff, establish::EstablishError};
 use self::{
-    backoff::{Unnoticed, up_to},
+    backoff::Unnoticed,
     establish::{Established, establish},
     run::{Session, log_addresses},
     segments::{Loss, News, SMALL, SegmentMemory, Segments},
+};
+pub(crate) use self::{
+    backoff::{Backoff, up_to},
+    establish::EstablishError,
 };
 use crate::{
     agent::Agent,

@@ -24,6 +24,7 @@ pub fn show(status: &Value) -> String {
             number(status, "/uptime_s").map(age).unwrap_or_default(),
         ),
         ("mode", mode),
+        ("fast paths", fast_paths(status)),
         ("steer from", text(status, "/steering/steer_from")),
         ("listeners", text(status, "/steering/listeners")),
         ("heartbeat", heartbeat(status)),
@@ -58,13 +59,56 @@ pub fn show(status: &Value) -> String {
             text(master, "/last_error"),
         ]);
     }
-    for table in [table, programs(status), verdicts(status)] {
+    for table in [table, flows(status), programs(status), verdicts(status)] {
         if !table.is_empty() {
             shown.push('\n');
             shown.push_str(&table.show());
         }
     }
     shown
+}
+
+fn fast_paths(status: &Value) -> String {
+    match text(status, "/fast_path_off") {
+        why if why.is_empty() => text(status, "/fast_path"),
+        why => format!("off ({why})"),
+    }
+}
+
+/// What bypasses the sessions, for each master that uses fast paths.
+fn flows(status: &Value) -> Table {
+    let mut table = Table::new(&[
+        "FLOWS OF", "IDLE", "REVERSE", "DIRECT", "STEERED", "PROBLEM",
+    ]);
+    for master in list(status, "/masters") {
+        if master.pointer("/flows").is_none_or(Value::is_null) {
+            continue;
+        }
+        let idle = format!(
+            "{} of {}",
+            text(master, "/flows/idle"),
+            text(master, "/flows/wanted")
+        );
+        table.row([
+            text(master, "/address"),
+            idle,
+            text(master, "/flows/reverse"),
+            text(master, "/flows/direct"),
+            steered_by(master),
+            text(master, "/flows/last_error"),
+        ]);
+    }
+    table
+}
+
+/// Whether a master's connections to the kubelet come to the agent, and on which device or why not.
+fn steered_by(master: &Value) -> String {
+    let reason = text(master, "/steering/reason");
+    match master.pointer("/steering/stands").and_then(Value::as_bool) {
+        Some(true) => format!("on {reason}"),
+        Some(false) => format!("no: {reason}"),
+        None => String::new(),
+    }
 }
 
 /// Where the eBPF programs are, or why they are not.
@@ -226,6 +270,37 @@ assigned  12       888
 dropped   0        0
 "
         );
+    }
+
+    #[test]
+    fn flows_are_a_line_and_a_table_of_the_masters_that_use_them() {
+        let flows = |idle: usize, error: Option<&str>| {
+            json!({
+                "wanted": 4, "idle": idle, "dialling": 0, "reverse": 2, "direct": 1,
+                "last_error": error, "retry_in_ms": null,
+            })
+        };
+        let status = json!({
+            "node": "n", "ready": true, "fast_path": "auto", "fast_path_off": null,
+            "masters": [
+                { "server": "https://a", "address": "192.0.2.10:12250", "flows": flows(4, None),
+                  "steering": { "stands": true, "reason": "ens3" } },
+                { "server": "https://b", "address": "192.0.2.11:12250",
+                  "flows": flows(0, Some("cannot connect: refused")),
+                  "steering": { "stands": false, "reason": "agent runs in mode userspace: x" } },
+                { "server": "https://c", "address": "192.0.2.12:12250", "flows": null },
+            ],
+        });
+        let shown = show(&status);
+        assert!(shown.contains("fast paths: auto\n"), "{shown}");
+        let table = "\
+FLOWS OF          IDLE    REVERSE  DIRECT  STEERED                              PROBLEM
+192.0.2.10:12250  4 of 4  2        1       on ens3                              -
+192.0.2.11:12250  0 of 4  2        1       no: agent runs in mode userspace: x  cannot connect: refused
+";
+        assert!(shown.ends_with(table), "{shown}");
+        let off = show(&json!({ "fast_path": "off", "fast_path_off": "configured" }));
+        assert!(off.contains("off (configured)\n"), "{off}");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod maps;
 #[path = "steering/no_maps.rs"]
 mod maps;
 mod metrics;
+mod newcomers;
 #[cfg(feature = "ebpf")]
 pub mod object;
 #[cfg(feature = "ebpf")]
@@ -38,6 +39,7 @@ pub(crate) mod report;
 #[cfg(feature = "ebpf")]
 mod rtnetlink;
 pub(crate) mod sources;
+pub(crate) mod standing;
 mod steered;
 pub mod suggest;
 #[cfg(feature = "ebpf")]
@@ -58,6 +60,7 @@ pub(crate) use self::{
     maps::Maps,
     metrics::SteeringMetrics,
     sources::{NamedSources, Sources},
+    standing::Dialled,
     steered::SteeredMetrics,
 };
 use crate::config::{Config, Guard, Mode};
@@ -78,6 +81,8 @@ pub(crate) struct Steering {
     reason: String,
     /// Cancelled when nothing is attached any more, for good: no connection will be steered.
     pub(crate) detached: CancellationToken,
+    /// Told of whatever may change whether steering stands.
+    pub(crate) changes: standing::Changes,
     engine: Option<Engine>,
 }
 
@@ -167,6 +172,7 @@ impl Steering {
             mode: "userspace",
             reason: reason.into(),
             detached,
+            changes: standing::Changes::default(),
             engine: None,
         })
     }
@@ -180,6 +186,7 @@ impl Steering {
             mode: "ebpf",
             reason: reason.to_owned(),
             detached: CancellationToken::new(),
+            changes: standing::Changes::default(),
             engine: Some(engine),
         })
     }
@@ -208,6 +215,7 @@ impl Steering {
         #[cfg(not(feature = "ebpf"))]
         drop(drain);
         self.detached.cancel();
+        self.changes.announce();
         metrics.show(&self);
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct TargetPolicy {
 pub(crate) enum DialError {
     #[error("target {target} is not allowed by the configuration of node {node}")]
     NotAllowed { target: TargetAddr, node: NodeName },
+    #[error("target {target} is not the kubelet of node {node}, to which alone flows lead")]
+    NotKubelet { target: TargetAddr, node: NodeName },
     #[error("node {node} cannot connect to {what} at {at}")]
     Failed {
         node: NodeName,
@@ -72,11 +74,7 @@ impl TargetPolicy {
     ///
     /// When the configuration does not allow it.
     pub(crate) fn decide(&self, target: &TargetAddr) -> Result<Destination, DialError> {
-        let is_this_node = match &target.host {
-            Host::Name(name) => *name == self.node,
-            Host::Ip(ip) => self.own_addresses.contains(ip),
-        };
-        if is_this_node && target.port() == self.kubelet.port() {
+        if self.is_kubelet(target) {
             return Ok(self.kubelet());
         }
         target
@@ -87,6 +85,29 @@ impl TargetPolicy {
                 target: target.clone(),
                 node: self.node.clone(),
             })
+    }
+
+    /// Where `target` is to be dialled for a flow: those lead to the kubelet and nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// When the target is another, whatever the configuration allows.
+    pub(crate) fn decide_flow(&self, target: &TargetAddr) -> Result<Destination, DialError> {
+        if self.is_kubelet(target) {
+            return Ok(self.kubelet());
+        }
+        Err(DialError::NotKubelet {
+            target: target.clone(),
+            node: self.node.clone(),
+        })
+    }
+
+    fn is_kubelet(&self, target: &TargetAddr) -> bool {
+        let is_this_node = match &target.host {
+            Host::Name(name) => *name == self.node,
+            Host::Ip(ip) => self.own_addresses.contains(ip),
+        };
+        is_this_node && target.port() == self.kubelet.port()
     }
 
     /// This node's kubelet, for those who have come for nothing else.
@@ -107,6 +128,22 @@ impl TargetPolicy {
         destination: Destination,
         limit: Duration,
     ) -> Result<TcpStream, DialError> {
+        let dialled = self.dial_with(destination, limit, socket::prepare_relayed);
+        let (connection, ()) = dialled.await?;
+        Ok(connection)
+    }
+
+    /// The same with settings of the caller's for the connection, and what they result in.
+    ///
+    /// # Errors
+    ///
+    /// When the connection does not stand by then.
+    pub(crate) async fn dial_with<G>(
+        &self,
+        destination: Destination,
+        limit: Duration,
+        prepare: impl FnOnce(&TcpStream) -> io::Result<G>,
+    ) -> Result<(TcpStream, G), DialError> {
         let Destination { at, what } = destination;
         let node = self.node.clone();
         let connected = match tokio::time::timeout(limit, TcpStream::connect(at)).await {
@@ -121,7 +158,7 @@ impl TargetPolicy {
             }
         };
         connected
-            .and_then(|connection| socket::prepare_relayed(&connection).map(|()| connection))
+            .and_then(|connection| prepare(&connection).map(|prepared| (connection, prepared)))
             .map_err(|source| DialError::Failed {
                 node,
                 what,
@@ -135,7 +172,7 @@ impl DialError {
     /// The code under which the master hears of it.
     pub(crate) fn code(&self) -> RefuseCode {
         match self {
-            Self::NotAllowed { .. } => RefuseCode::NotAllowed,
+            Self::NotAllowed { .. } | Self::NotKubelet { .. } => RefuseCode::NotAllowed,
             Self::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 RefuseCode::TimedOut
             }
@@ -204,6 +241,23 @@ allow: [ { cidr: 10.244.2.0/24, ports: 8000-8999 }, { cidr: 'fd00::/64', ports: 
             let expected =
                 format!("target {target} is not allowed by the configuration of node worker-1");
             assert_eq!(decide(target), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_flow_leads_to_the_kubelet_and_not_to_what_is_allowed_besides() {
+        let decide = |target: &str| policy().decide_flow(&target.parse().unwrap());
+        for target in ["worker-1:10250", "10.0.10.10:10250", "198.51.100.7:10250"] {
+            let decided = decide(target).unwrap();
+            assert_eq!(decided.at.to_string(), "127.0.0.1:10250", "{target}");
+        }
+        for target in ["10.244.2.9:8080", "10.0.10.10:22", "10.0.10.11:10250"] {
+            let error = decide(target).unwrap_err();
+            assert_eq!(error.code(), RefuseCode::NotAllowed);
+            let expected = format!(
+                "target {target} is not the kubelet of node worker-1, to which alone flows lead"
+            );
+            assert_eq!(error.to_string(), expected);
         }
     }
 

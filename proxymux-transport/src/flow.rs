@@ -19,7 +19,7 @@ use proxymux_proto::{
 };
 use rustls::ConnectionCommon;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::TcpStream,
 };
 
@@ -192,7 +192,21 @@ impl FlowConnection {
     ///
     /// When the connection fails.
     pub async fn readable(&self) -> io::Result<()> {
-        self.connection().readable().await
+        loop {
+            self.connection().readable().await?;
+            // The kernel has the last word: after a message that was read to its last byte, tokio
+            // takes the connection for readable until a read has found nothing.
+            let asked = self.connection().try_io(Interest::READABLE, || {
+                if self.is_quiet() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match asked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                asked => return asked,
+            }
+        }
     }
 
     /// Whether the flow is still there with nothing sent by its peer, as far as the kernel knows.

@@ -84,6 +84,8 @@ pub enum Outcome {
     Protocol,
     /// This end was out of memory, and the relay had stalled for the longest.
     Memory,
+    /// What came on a flow does not begin as TLS does, so that none of it was passed on.
+    NotTls,
 }
 
 impl RelayBytes {
@@ -171,6 +173,7 @@ impl Outcome {
         "protocol",
         "memory",
         "peer-memory",
+        "not-tls",
         "peer-not-tls",
     ];
 
@@ -193,6 +196,7 @@ impl Outcome {
             Self::Drained => "drain",
             Self::Protocol => "protocol",
             Self::Memory => "memory",
+            Self::NotTls => "not-tls",
         }
     }
 }
@@ -537,6 +541,8 @@ impl<E: Endpoint> Relay<E> {
             Outcome::Drained => stream.abort(AbortCode::Drain),
             Outcome::Protocol => stream.abort(AbortCode::Protocol),
             Outcome::Memory => stream.abort(AbortCode::Memory),
+            // No stream ends so: what is not TLS has them.
+            Outcome::NotTls => stream.abort(AbortCode::NotTls),
             // It may be our own limit, of which the peer does not know.
             Outcome::PeerAborted(AbortCode::Overflow) => stream.abort(AbortCode::Overflow),
             Outcome::PeerAborted(_) | Outcome::SessionLost => stream.finish(),

@@ -112,6 +112,16 @@ pub fn prepare_flow(socket: &impl AsFd, buffers: &FlowBuffers) -> io::Result<Flo
     Ok(guard)
 }
 
+/// Sets up a flow that carries nothing yet: as [`prepare_flow`], which is for when it does, without
+/// the buffers.
+///
+/// # Errors
+///
+/// When the kernel refuses an option.
+pub fn prepare_idle(socket: &impl AsFd) -> io::Result<()> {
+    set_small_and_alive(socket)
+}
+
 /// Small writes go out at once, and a peer that is gone is found.
 fn set_small_and_alive(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);

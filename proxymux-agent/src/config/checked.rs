@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use proxymux_proto::{AllowedRange, DEFAULT_KUBELET_PORT, MAX_ALLOWED_RANGES, NodeName};
 use proxymux_transport::config_file::{
     Mistakes, Refused, Setting,
-    values::{self, AdminAddr, ByteSize, ValueError},
+    values::{self, AdminAddr, ByteSize, FlowBuffer, ValueError},
 };
 use rustls::pki_types::ServerName;
 
@@ -70,6 +70,10 @@ impl RawConfig {
         let log_format = choice(&self.log_format, m);
         let mode = choice(&self.mode, m);
         let fast_path = choice(&self.fast_path, m);
+        let flow_buffer = self
+            .flow_buffer
+            .or(FlowBuffer::default(), m, |text| values::flow_buffer(text));
+        let splice = choice(&self.splice, m);
         let steer_from = self.steer_from(m);
         let steer_plain = choice(&self.steer_plain, m);
         let guard_allow = self.guard_allow.each(m, |text| values::cidr_or_ip(text));
@@ -102,6 +106,8 @@ impl RawConfig {
             allow: allow?,
             mode: mode?,
             fast_path: fast_path?,
+            flow_buffer: flow_buffer?,
+            splice: splice?,
             steer_from: steer_from?,
             steer_plain: steer_plain?,
             guard: guard?,

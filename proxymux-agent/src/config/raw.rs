@@ -35,6 +35,8 @@ pub(super) struct RawConfig {
     pub(super) log_format: Setting<String>,
     pub(super) mode: Setting<String>,
     pub(super) fast_path: Setting<String>,
+    pub(super) flow_buffer: Setting<String>,
+    pub(super) splice: Setting<String>,
     pub(super) steer_from: Setting<Vec<Setting<String>>>,
     pub(super) steer_plain: Setting<String>,
     pub(super) guard: Setting<String>,
@@ -82,6 +84,8 @@ pub(super) const KEYS: &[&str] = &[
     "log-format",
     "mode",
     "fast-path",
+    "flow-buffer",
+    "splice",
     "steer-from",
     "steer-plain",
     "guard",
@@ -141,6 +145,10 @@ impl RawConfig {
             log_format: root.take("log-format").text("text or json", m),
             mode: root.take("mode").text("auto, ebpf or userspace", m),
             fast_path: root.take("fast-path").text("auto or off", m),
+            flow_buffer: root
+                .take("flow-buffer")
+                .text("auto, or a size such as 256KiB", m),
+            splice: root.take("splice").text("auto or off", m),
             steer_from: root.take("steer-from").texts("a list of networks", m),
             steer_plain: root.take("steer-plain").text("relay or refuse", m),
             guard: root.take("guard").text("off, audit or enforce", m),

@@ -5,10 +5,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use proxymux_proto::{ControlMessage, Registered, SessionEnd};
+use proxymux_proto::{ControlMessage, FlowKeys, Registered, SessionEnd};
 use proxymux_transport::{
     control::{ControlError, ControlStream},
     credentials::ContentId,
+    flow,
     mux::{self, Incoming, MuxLimits, OpenError, Role, SessionFault},
     reload::InForce,
     session::{Event, SessionCore, SessionOver},
@@ -17,16 +18,18 @@ use proxymux_transport::{
     tls_stream::TlsStream,
     trust::PeerTrust,
 };
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{
     backoff::Unnoticed,
-    segments::{Loss, SMALL, Segments},
+    segments::{Loss, Segments},
 };
-use crate::{agent::Agent, certificates::CertificatesError, config::ServerAddr};
+use crate::{
+    agent::Agent,
+    certificates::CertificatesError,
+    config::ServerAddr,
+    outbound::{ConnectError, connect},
+};
 
 /// A session that the master has accepted.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(crate) struct Established {
     pub(super) segments: Segments,
     /// Whether the master is still to be believed.
     pub(crate) trust: PeerTrust,
+    /// The secrets of its flows, if this agent is to have any.
+    pub(super) flow_keys: Option<Arc<FlowKeys>>,
     /// The certificate that was shown to it.
     pub(crate) shown: ContentId,
     /// The serial number of that certificate, for logs.
@@ -53,20 +58,14 @@ pub(crate) enum EstablishError {
     Certificates(Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot look for certificates")]
     Blocking(#[source] tokio::task::JoinError),
-    #[error("cannot connect from {from}")]
-    Bind {
-        from: std::net::IpAddr,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot connect")]
-    Connect(#[source] io::Error),
-    #[error("cannot connect: no answer within {} s", .0.as_secs())]
-    ConnectTimedOut(Duration),
+    #[error(transparent)]
+    Connect(ConnectError),
     #[error("cannot set up the connection")]
     Socket(#[source] io::Error),
     #[error(transparent)]
     Tls(TlsError),
+    #[error("cannot take the keys of flows from TLS")]
+    FlowKeys(#[source] rustls::Error),
     /// As [`TlsError`] has it, but from the first answer after our side of the handshake.
     #[error("TLS handshake with the master failed")]
     TlsAfterwards(#[source] TlsFault),
@@ -102,18 +101,20 @@ impl EstablishError {
     /// Whether the attempt ended before the master itself had anything to do, and how.
     pub(crate) fn unnoticed(&self) -> Option<Unnoticed> {
         match self {
-            Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Self::Connect(ConnectError::Connect(error))
+                if error.kind() == io::ErrorKind::ConnectionRefused =>
+            {
                 Some(Unnoticed::Refused)
             }
+            Self::Connect(ConnectError::Socket(_)) => None,
             // An address of ours that is gone is a link that is down.
-            Self::Connect(_) | Self::ConnectTimedOut(_) | Self::Bind { .. } => {
-                Some(Unnoticed::NoWay)
-            }
+            Self::Connect(_) => Some(Unnoticed::NoWay),
             Self::Waiting(_)
             | Self::Certificates(_)
             | Self::Blocking(_)
             | Self::Socket(_)
             | Self::Tls(_)
+            | Self::FlowKeys(_)
             | Self::HandshakeUnanswered { .. }
             | Self::TlsAfterwards(_)
             | Self::Over(_)
@@ -150,7 +151,8 @@ pub(crate) async fn establish(
     segments: Segments,
 ) -> Result<Established, EstablishError> {
     let InForce { credentials, roots } = &*certificates(agent).await?;
-    let connection = connect(agent, at, segments).await?;
+    let connected = connect(at, agent.config.bind_addr, segments.largest()).await;
+    let connection = connected.map_err(EstablishError::Connect)?;
     socket::prepare_session(&connection).map_err(EstablishError::Socket)?;
     let session_socket = SessionSocket::new(&connection).map_err(EstablishError::Socket)?;
     let local = connection.local_addr().map_err(EstablishError::Socket)?;
@@ -176,6 +178,12 @@ pub(crate) async fn establish(
         // The agent opens the control stream only: its own ids never wear out.
         worn_out_at: u32::MAX,
     };
+    let flow_keys = if agent.config.uses_flows() {
+        let (_, tls) = secured.stream.get_ref();
+        Some(flow::keys(tls).map_err(EstablishError::FlowKeys)?)
+    } else {
+        None
+    };
     let memory = agent.memory.session(agent.config.max_memory_per_session);
     let (mux, incoming, driver) =
         mux::start_within(TlsStream::from(secured.stream), Role::Agent, limits, memory);
@@ -195,6 +203,7 @@ pub(crate) async fn establish(
         local,
         segments,
         trust,
+        flow_keys,
         shown: credentials.content(),
         serial: credentials.info().serial.clone(),
     })
@@ -295,43 +304,8 @@ async fn certificates(agent: &Agent) -> Result<Arc<InForce>, EstablishError> {
     })
 }
 
-async fn connect(
-    agent: &Agent,
-    at: SocketAddr,
-    segments: Segments,
-) -> Result<TcpStream, EstablishError> {
-    let socket = if at.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    };
-    let socket = socket.map_err(EstablishError::Socket)?;
-    if segments == Segments::Small {
-        socket::limit_segments(&socket, SMALL).map_err(EstablishError::Socket)?;
-    }
-    // A master of the other family is reached from whatever address the kernel chooses.
-    let from = agent
-        .config
-        .bind_addr
-        .filter(|from| from.is_ipv4() == at.is_ipv4());
-    if let Some(from) = from {
-        socket
-            .bind((from, 0).into())
-            .map_err(|source| EstablishError::Bind { from, source })?;
-    }
-    tokio::time::timeout(CONNECT_LIMIT, socket.connect(at))
-        .await
-        .map_err(|_| EstablishError::ConnectTimedOut(CONNECT_LIMIT))?
-        .map_err(EstablishError::Connect)
-}
-
 /// The most streams on one session; as many as a master may announce.
 const MAX_STREAMS: usize = proxymux_proto::MAX_STREAMS as usize;
-
-/// Two lost packets on the way to a master that is far away. The kernel repeats the first packet
-/// after one second and then less and less often, so a longer limit would leave an attempt that
-/// began before a link returned waiting: a new attempt asks at once.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A master lets a handshake wait for its turn for up to 10 s when a whole fleet returns, and then
 /// gives it 5 s; the rest is for the network.

@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::{Addresses, ControlMessage, Drain, EndCode, InstanceId, SessionEnd};
+use proxymux_proto::{
+    Addresses, ControlMessage, Drain, EndCode, FlowAbort, InstanceId, SessionEnd, SteeringStatus,
+};
 use proxymux_transport::{
     credentials::ContentId,
     metrics::{DRAIN, end_word},
@@ -40,9 +42,10 @@ use super::{
 use crate::{
     agent::Agent,
     board::{Row, SessionEntry, State},
+    flows::{FlowsView, SessionFlows, Way},
     masters::HeldGuard,
     metrics::{RENEWED, SEGMENTS},
-    steering::NamedSources,
+    steering::{Dialled, NamedSources},
 };
 
 /// An established session.
@@ -62,6 +65,13 @@ pub(super) struct Session {
     cut: CancellationToken,
     /// Connections whose relay has ended because the session had.
     lost: Arc<AtomicUsize>,
+    /// What bypasses it, if its master uses fast paths.
+    flows: Option<SessionFlows>,
+    /// Who the master is to the steering of this node.
+    dialled: Dialled,
+    steering_changes: watch::Receiver<()>,
+    /// What the master was told of steering last.
+    told: Option<SteeringStatus>,
     release: Option<oneshot::Sender<Released>>,
     /// Since when it takes no new streams.
     released: Option<Instant>,
@@ -119,12 +129,28 @@ impl Session {
         // They may have been renewed since the handshake began.
         renewed.mark_changed();
         let streams = TaskTracker::new();
+        let way = Way {
+            master: path.master,
+            largest_segment: established.segments.largest(),
+        };
+        let keys = established.flow_keys.as_ref();
+        let flows = SessionFlows::start(&agent, keys, &established.registered, way);
+        let dialled = Dialled {
+            kubelet: agent.config.registered_kubelet(),
+            master: path.master.ip(),
+            sources: established.registered.dial_sources.clone(),
+        };
+        let mut steering_changes = agent.steering.changes.watch();
+        // What there is now is the first news.
+        steering_changes.mark_changed();
         let sources = agent.sources.named(&established.registered.dial_sources);
         let row = of.session(SessionEntry {
             master,
             addresses: established.registered.addresses,
             rtt: None,
             streams: streams.clone(),
+            flows: flows.as_ref().map(SessionFlows::view),
+            steering: None,
         });
         if established.segments == Segments::Large {
             established.core.watch_segments();
@@ -142,6 +168,10 @@ impl Session {
             _sources: sources,
             cut: CancellationToken::new(),
             lost: Arc::default(),
+            flows,
+            dialled,
+            steering_changes,
+            told: None,
             release: Some(release),
             released: None,
             successor: Some(successor),
@@ -167,6 +197,8 @@ impl Session {
             self.agent.metrics.sessions.drained(released.elapsed());
         }
         self.release(Pause::Backoff, ending.word());
+        // Idle ones end, and for those that relay the master's time begins.
+        self.flows = None;
         match ending {
             Ending::Over(over) => {
                 let reason = chain(&over);
@@ -199,6 +231,9 @@ impl Session {
             let judged = !self.draining && !self.replaced;
             let next_check = self.trust.next_check();
             let large_again = self.large_again();
+            let flows = self.flows.as_ref().map(SessionFlows::view);
+            // If the master has another session, they are that one's.
+            let flows = flows.filter(|_| !self.replaced);
             let ending = tokio::select! {
                 event = self.core.next() => match event {
                     Event::Over(over) => Some(Ending::Over(over)),
@@ -225,8 +260,14 @@ impl Session {
                 () = shutdown.drain.cancelled(), if !self.ending => self.end_with_agent(),
                 Ok(()) = self.renewed.changed(), if judged => self.review(),
                 () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
+                abort = next_abort(&mut self.flows) => {
+                    self.tell(&ControlMessage::FlowAbort(abort))
+                }
+                Ok(()) = self.steering_changes.changed(), if self.flows.is_some() => {
+                    self.tell_steering()
+                }
                 by = succeeded(&mut self.successor) => self.take_leave(by),
-                () = all_done(&self.streams), if self.draining => {
+                () = all_done(&self.streams, flows.as_ref()), if self.draining => {
                     Some(shutting_down("all streams have ended"))
                 }
                 () = shutdown.force.cancelled() => Some(shutting_down("agent ends at once")),
@@ -277,6 +318,7 @@ impl Session {
             ControlMessage::Drain(Drain { deadline, reason }) => {
                 tracing::info!(master = %self.at, reason, "master drains the session");
                 self.release(Pause::Backoff, DRAIN);
+                self.take_no_flows();
                 self.finish_within(deadline + GRACE);
             }
             ControlMessage::End(end) => {
@@ -285,7 +327,15 @@ impl Session {
                 self.release(pause, end.code.as_str());
                 // Streams go on for as long as the master lets them.
                 self.goodbye = true;
+                self.take_no_flows();
             }
+            ControlMessage::FlowPool(idle) => match &self.flows {
+                Some(flows) => {
+                    tracing::debug!(master = %self.at, idle, "master wants so many idle flows");
+                    flows.want(idle);
+                }
+                None => tracing::debug!(master = %self.at, "there are to be no flows"),
+            },
             other => {
                 tracing::debug!(master = %self.at, kind = other.name(), "message ignored");
             }
@@ -347,6 +397,7 @@ impl Session {
             // Both ends have proven themselves anew: the streams may take as long as they like.
             self.replaced = true;
             self.finish_by = None;
+            self.take_no_flows();
         }
         None
     }
@@ -354,11 +405,12 @@ impl Session {
     /// Tells the master that this session takes nothing new, and ends it with its last stream.
     fn drain(&mut self, reason: &str, pause: Pause) -> Option<Ending> {
         self.draining = true;
+        self.take_no_flows();
         self.release(pause, DRAIN);
         let limit = self.agent.drain_deadline();
         self.finish_within(limit);
-        let (streams, deadline_s) = (self.streams.len(), limit.as_secs());
-        tracing::info!(master = %self.at, reason, streams, deadline_s, "session drains");
+        let (streams, flows, deadline_s) = (self.streams.len(), self.flows_left(), limit.as_secs());
+        tracing::info!(master = %self.at, reason, streams, flows, deadline_s, "session drains");
         let told = self.core.drain(limit, reason);
         told.err()
             .map(|error| Ending::Over(SessionOver::Control(error)))
@@ -372,8 +424,46 @@ impl Session {
         }
         tracing::warn!(master = %self.at, cut, "streams cut off, drain is out of time");
         self.cut.cancel();
+        if let Some(flows) = &self.flows
+            && !self.replaced
+        {
+            flows.cut_off();
+        }
         self.finish_by = Some(Instant::now() + CUT_LIMIT);
         None
+    }
+
+    /// How many flows end with this session if they do not end before.
+    fn flows_left(&self) -> usize {
+        let flows = self.flows.as_ref().filter(|_| !self.replaced);
+        flows.map_or(0, SessionFlows::running)
+    }
+
+    fn take_no_flows(&self) {
+        if let Some(flows) = &self.flows {
+            flows.close();
+        }
+    }
+
+    /// Says whether the master may expect this agent at the kubelet's address, if that is news.
+    fn tell_steering(&mut self) -> Option<Ending> {
+        let status = self.agent.steering.standing(&self.dialled);
+        if self.told.as_ref() == Some(&status) {
+            return None;
+        }
+        tracing::info!(
+            master = %self.at, stands = status.stands, reason = status.reason,
+            "whether the master's connections are steered"
+        );
+        self.row.steering(&status);
+        self.told = Some(status.clone());
+        self.tell(&ControlMessage::Steering(status))
+    }
+
+    fn tell(&mut self, message: &ControlMessage) -> Option<Ending> {
+        let told = self.core.send(message);
+        told.err()
+            .map(|error| Ending::Over(SessionOver::Control(error)))
     }
 
     fn finish_within(&mut self, limit: Duration) {
@@ -412,10 +502,21 @@ fn shutting_down(reason: &str) -> Ending {
     Ending::EndHere(SessionEnd::new(EndCode::ShuttingDown, reason))
 }
 
-/// Waits until no stream is left; new ones are refused by then.
-async fn all_done(streams: &TaskTracker) {
+/// Waits until no stream and no flow is left; new ones are refused by then.
+async fn all_done(streams: &TaskTracker, flows: Option<&FlowsView>) {
     streams.close();
     streams.wait().await;
+    if let Some(flows) = flows {
+        flows.all_done().await;
+    }
+}
+
+/// What the master is to be told of a flow; without flows nothing, ever.
+async fn next_abort(flows: &mut Option<SessionFlows>) -> FlowAbort {
+    match flows {
+        Some(flows) => flows.next_abort().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until the worker has another session, once.

@@ -56,6 +56,16 @@ pub(super) enum News {
     Pass,
 }
 
+impl Segments {
+    /// The most bytes of a segment, where that is not the kernel's to say.
+    pub(super) fn largest(self) -> Option<u16> {
+        match self {
+            Self::Large => None,
+            Self::Small => Some(SMALL),
+        }
+    }
+}
+
 impl SegmentMemory {
     /// The segments that the next session is to have.
     pub(super) fn next(&self, now: Instant) -> Segments {

@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Family, Maps,
+    newcomers::Newcomers,
     steered::{Arrival, refuse_full, serve},
 };
 use crate::agent::Agent;
@@ -134,6 +135,7 @@ pub(super) struct Acceptor<G> {
     gate: G,
     listeners: Listeners,
     streams: TaskTracker,
+    newcomers: Arc<Newcomers>,
     /// Cancelled when connections are out of time.
     cut: CancellationToken,
     is_open: bool,
@@ -151,6 +153,7 @@ impl<G: Gate> Acceptor<G> {
             gate,
             listeners,
             streams: TaskTracker::new(),
+            newcomers: Newcomers::with_room_for(MAX_NEWCOMERS),
             cut: CancellationToken::new(),
             is_open: false,
             failing: false,
@@ -174,6 +177,7 @@ impl<G: Gate> Acceptor<G> {
         }
         let told = self.gate.close();
         self.report(told);
+        self.agent.steering.changes.announce();
         self.accept_the_rest(detached).await;
         self.finish().await;
     }
@@ -201,6 +205,7 @@ impl<G: Gate> Acceptor<G> {
             self.report(told);
             if done {
                 self.is_open = wanted;
+                self.agent.steering.changes.announce();
                 self.tell_gate();
             }
         }
@@ -262,6 +267,7 @@ impl<G: Gate> Acceptor<G> {
             to,
             steered: to.port() == port && self.gate.is_own(to.ip()),
             started,
+            newcomer: self.newcomers.enter(from.ip()),
         };
         if self.streams.len() >= MAX_STEERED {
             return refuse_full(arrival, &self.agent);
@@ -342,7 +348,12 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// that is otherwise idle.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 
-/// How many steered connections there may be. Each costs two descriptors, and 16 KiB for each way
+/// How many connections there may be that have not shown what they are. Far less than what closes
+/// the gate, so that silence and garbage do not; a master shows itself within a round trip.
+const MAX_NEWCOMERS: usize = 256;
+
+/// How many steered connections there may be besides flows, which are of masters that have proven
+/// themselves and have a limit of their own. Each costs two descriptors, and 16 KiB for each way
 /// whose reader is slow: 32 MiB at worst, half of what the agent may use. A kubelet has no more
 /// than a few dozen open at once.
 pub(super) const MAX_STEERED: usize = 1024;

@@ -136,7 +136,10 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         let shown: Vec<_> = list.iter().map(ToString::to_string).collect();
         let shown = shown.join(",");
         match maps.set_sources(&list) {
-            Ok(()) => tracing::info!(sources = shown, "connections from these are steered"),
+            Ok(()) => {
+                tracing::info!(sources = shown, "connections from these are steered");
+                agent.steering.changes.announce();
+            }
             Err(error) => {
                 let reason = chain(&error);
                 tracing::error!(

@@ -1,27 +1,34 @@
 //! One steered connection: what it is, and its relay to the kubelet.
 //!
 //! Owns the first look at its bytes, the policy for what is no flow, the reasons for closing one,
-//! and its line in the access log. Leaves accepting to `listener.rs`, the relay to
-//! `proxymux_transport::pair`.
+//! and its line in the access log. Leaves accepting to `listener.rs`, what begins as a flow does to
+//! `flows`, the relay to `proxymux_transport::splice`.
 //! The kubelet is dialled over this host's loopback device, where no program of ours is: a relayed
 //! connection cannot be steered again.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
-use proxymux_proto::{Host, RefuseCode, TargetAddr};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use proxymux_proto::{FLOW_HELLO_LEN, Host, RefuseCode, TargetAddr};
 use proxymux_transport::{
     beginning::Beginning,
     metrics::{Counter, Counters, Registry, counter, counters},
-    pair::relay_pair,
     relay::RelayOptions,
-    socket,
+    socket::{self, FlowBuffersGuard},
+    splice::relay_spliced,
     telemetry::{ACCESS, AccessLog, Path, Side, chain, millis},
 };
 use tokio::{io::AsyncReadExt, net::TcpStream, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent::Agent, config::SteerPlain, target::DialError};
+use crate::{
+    agent::Agent,
+    config::SteerPlain,
+    flows::{self, DirectFault},
+    target::DialError,
+};
+
+use super::newcomers::Newcomer;
 
 /// A connection that one of the listeners has accepted.
 #[derive(Debug)]
@@ -33,6 +40,7 @@ pub(super) struct Arrival {
     /// It came by steering, and not by somebody who found the listener.
     pub(super) steered: bool,
     pub(super) started: Instant,
+    pub(super) newcomer: Newcomer,
 }
 
 /// Why a connection is not relayed.
@@ -42,6 +50,8 @@ enum SteeredError {
     NotSteered(SocketAddr),
     #[error("there are {0} steered connections already")]
     Full(usize),
+    #[error("too many connections have not shown yet what they are, and this was the oldest")]
+    Crowded,
     #[error("client sent nothing within {} s", .0.as_secs())]
     Silent(Duration),
     #[error("client ended the connection before it had sent a request")]
@@ -51,7 +61,22 @@ enum SteeredError {
     #[error("client begins with TLS, and steer-plain is refuse")]
     Refused,
     #[error(transparent)]
+    Flow(DirectFault),
+    #[error(transparent)]
     Dial(DialError),
+}
+
+/// What a connection is, with the bytes that it was known by.
+enum First {
+    Tls(Bytes),
+    Flow(Bytes),
+}
+
+/// A kubelet's connection and the bytes for it, with the shares in the budget for buffers.
+struct Opened {
+    kubelet: TcpStream,
+    early: Bytes,
+    _buffers: [FlowBuffersGuard; 2],
 }
 
 /// Metrics of steered connections.
@@ -93,19 +118,42 @@ pub(super) async fn serve(arrival: Arrival, agent: Arc<Agent>, cut: Cancellation
         from,
         to,
         started,
-        ..
+        steered,
+        newcomer,
     } = arrival;
-    let opened = tokio::select! {
-        opened = open(&mut connection, arrival.steered, to, &agent) => opened,
+    let about = (from, to, started);
+    let first = tokio::select! {
+        first = look(&mut connection, steered, to) => first,
         // It is reset: nothing was promised to it yet.
+        () = cut.cancelled() => Err(SteeredError::Gone(None)),
+        () = newcomer.evicted() => Err(SteeredError::Crowded),
+    };
+    let early = match first {
+        Ok(First::Tls(early)) => early,
+        Ok(First::Flow(early)) => {
+            let taken = tokio::select! {
+                taken = flows::accept(connection, &early, &agent) => {
+                    taken.map_err(SteeredError::Flow)
+                }
+                () = cut.cancelled() => Err(SteeredError::Gone(None)),
+                () = newcomer.evicted() => Err(SteeredError::Crowded),
+            };
+            // What has proven itself lives on in a task of its own.
+            if let Err(error) = taken {
+                refuse(None, &error, about, &agent);
+            }
+            return;
+        }
+        Err(error) => return refuse(Some(connection), &error, about, &agent),
+    };
+    drop(newcomer);
+    let opened = tokio::select! {
+        opened = open(&connection, early, &agent) => opened,
         () = cut.cancelled() => Err(SteeredError::Gone(None)),
     };
     match opened {
-        Ok((kubelet, early)) => {
-            let relayed = [connection, kubelet];
-            relay(relayed, early, (from, to, started), &agent, cut).await;
-        }
-        Err(error) => refuse(connection, &error, (from, to, started), &agent),
+        Ok(opened) => relay(connection, opened, about, &agent, cut).await,
+        Err(error) => refuse(Some(connection), &error, about, &agent),
     }
 }
 
@@ -120,57 +168,78 @@ pub(super) fn refuse_full(arrival: Arrival, agent: &Agent) {
     } = arrival;
     agent.metrics.steered.accepted.inc();
     let error = SteeredError::Full(super::listener::MAX_STEERED);
-    refuse(connection, &error, (from, to, started), agent);
+    refuse(Some(connection), &error, (from, to, started), agent);
 }
 
-/// Looks at what the client sends, and dials the kubelet for it.
-async fn open(
+/// Looks at what the client sends first.
+async fn look(
     connection: &mut TcpStream,
     steered: bool,
     to: SocketAddr,
-    agent: &Agent,
-) -> Result<(TcpStream, Bytes), SteeredError> {
+) -> Result<First, SteeredError> {
     if !steered {
         return Err(SteeredError::NotSteered(to));
     }
-    let prepared = socket::prepare_relayed(connection);
+    let prepared = socket::prepare_idle(connection);
     prepared.map_err(|error| SteeredError::Gone(Some(error)))?;
     let first = tokio::time::timeout(FIRST_BYTES_LIMIT, first_bytes(connection)).await;
-    let early = first.map_err(|_| SteeredError::Silent(FIRST_BYTES_LIMIT))??;
+    first.map_err(|_| SteeredError::Silent(FIRST_BYTES_LIMIT))?
+}
+
+/// Dials the kubelet for what begins with TLS.
+async fn open(connection: &TcpStream, early: Bytes, agent: &Agent) -> Result<Opened, SteeredError> {
     if agent.config.steer_plain == SteerPlain::Refuse {
         return Err(SteeredError::Refused);
     }
+    let prepare = |socket: &TcpStream| socket::prepare_flow(socket, &agent.flows.buffers);
+    let of_client = prepare(connection).map_err(|error| SteeredError::Gone(Some(error)))?;
     let began = Instant::now();
     let limit = agent.config.dial_timeout;
-    let dialled = agent.policy.dial(agent.policy.kubelet(), limit).await;
+    let dialled = agent
+        .policy
+        .dial_with(agent.policy.kubelet(), limit, prepare);
+    let dialled = dialled.await;
     agent.metrics.dials.observe(began.elapsed().as_secs_f64());
-    let kubelet = dialled.map_err(SteeredError::Dial)?;
-    Ok((kubelet, early))
+    let (kubelet, of_kubelet) = dialled.map_err(SteeredError::Dial)?;
+    Ok(Opened {
+        kubelet,
+        early,
+        _buffers: [of_client, of_kubelet],
+    })
 }
 
-/// Reads until it is sure that the client speaks TLS; what was read is to be passed on.
+/// Reads until it is sure what the client speaks; what was read is to be passed on.
 ///
 /// It is read and not peeked at: a socket with one byte in it stays readable, and waiting for the
-/// second one would be waiting in circles.
-async fn first_bytes(connection: &mut TcpStream) -> Result<Bytes, SteeredError> {
-    let mut early = BytesMut::with_capacity(FIRST_READ);
+/// second one would be waiting in circles. Of a flow no more than its hello is read, as what
+/// follows is read by its own length.
+async fn first_bytes(connection: &mut TcpStream) -> Result<First, SteeredError> {
+    let mut early = BytesMut::with_capacity(FLOW_HELLO_LEN);
     loop {
-        match connection.read_buf(&mut early).await {
+        let missing = FLOW_HELLO_LEN - early.len();
+        match connection.read_buf(&mut (&mut early).limit(missing)).await {
             Ok(0) => return Err(SteeredError::Gone(None)),
             Ok(_) => {}
             Err(error) => return Err(SteeredError::Gone(Some(error))),
         }
         match Beginning::of(&early) {
             Beginning::Unclear => {}
-            Beginning::Tls => return Ok(early.freeze()),
+            Beginning::Tls => {
+                // All of a ClientHello goes to the kubelet in one piece, if it came in one.
+                early.reserve(FIRST_READ);
+                // Whatever is wrong now the relay finds too.
+                let _ = connection.try_read_buf(&mut early);
+                return Ok(First::Tls(early.freeze()));
+            }
+            Beginning::Flow => return Ok(First::Flow(early.freeze())),
             other => return Err(SteeredError::NotTls(other.what())),
         }
     }
 }
 
 async fn relay(
-    [connection, kubelet]: [TcpStream; 2],
-    early: Bytes,
+    connection: TcpStream,
+    opened: Opened,
     (from, to, started): (SocketAddr, SocketAddr, Instant),
     agent: &Agent,
     cut: CancellationToken,
@@ -187,21 +256,30 @@ async fn relay(
         idle_timeout: config.idle_timeout,
         cancel: cut,
     };
-    let outcome = relay_pair(connection, kubelet, early, &options, access.bytes()).await;
+    let Opened {
+        kubelet,
+        early,
+        _buffers,
+    } = opened;
+    let pipes = &agent.flows.pipes;
+    let bytes = access.bytes();
+    let outcome = relay_spliced(connection, kubelet, early, &options, bytes, pipes).await;
     access.finish(outcome);
 }
 
-/// Ends a connection and says why. A client that speaks TLS sees a reset, which it cannot take for
-/// an answer.
+/// Ends a connection, if it has not ended, and says why. A client that speaks TLS sees a reset,
+/// which it cannot take for an answer.
 fn refuse(
-    connection: TcpStream,
+    connection: Option<TcpStream>,
     error: &SteeredError,
     (from, to, started): (SocketAddr, SocketAddr, Instant),
     agent: &Agent,
 ) {
-    if !matches!(error, SteeredError::NotTls(_)) {
+    if let Some(connection) = &connection
+        && !matches!(error, SteeredError::NotTls(_))
+    {
         // Fails only on a connection that is gone already.
-        let _ = socket::reset_on_close(&connection);
+        let _ = socket::reset_on_close(connection);
     }
     agent.metrics.steered.refused.get(error.reason()).inc();
     tracing::info!(
@@ -227,11 +305,13 @@ impl SteeredError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NotSteered(_) => "not-steered",
-            Self::Full(_) => "full",
+            Self::Full(_) | Self::Crowded => "full",
             Self::Silent(_) => "silent",
             Self::Gone(_) => "gone",
             Self::NotTls(_) => "not-tls",
             Self::Refused => "policy",
+            Self::Flow(DirectFault::Slow(_)) => "silent",
+            Self::Flow(DirectFault::Hello(_)) => "hello",
             Self::Dial(error) => match error.code() {
                 RefuseCode::TimedOut => "timed-out",
                 _ => "unreachable",
@@ -247,6 +327,7 @@ const REASONS: &[&str] = &[
     "gone",
     "not-tls",
     "policy",
+    "hello",
     "unreachable",
     "timed-out",
 ];
@@ -259,6 +340,8 @@ const FIRST_READ: usize = 2048;
 
 #[cfg(test)]
 mod tests {
+    use proxymux_proto::FlowError;
+
     use super::*;
 
     #[test]
@@ -267,10 +350,13 @@ mod tests {
         let all = [
             SteeredError::NotSteered(to),
             SteeredError::Full(1),
+            SteeredError::Crowded,
             SteeredError::Silent(FIRST_BYTES_LIMIT),
             SteeredError::Gone(None),
             SteeredError::NotTls(""),
             SteeredError::Refused,
+            SteeredError::Flow(DirectFault::Slow(FIRST_BYTES_LIMIT)),
+            SteeredError::Flow(DirectFault::Hello(FlowError::NotAHello.into())),
         ];
         for error in all {
             assert!(REASONS.contains(&error.reason()), "{error}");

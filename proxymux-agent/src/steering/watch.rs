@@ -56,6 +56,7 @@ async fn look_until(
         metrics.lost.inc_by(looked.lost);
         metrics.failed.inc_by(looked.failed);
         metrics.show(steering);
+        steering.changes.announce();
     }
 }
 

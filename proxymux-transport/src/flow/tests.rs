@@ -157,6 +157,26 @@ async fn an_idle_flow_is_quiet_until_its_peer_says_something_or_leaves() {
 }
 
 #[tokio::test]
+async fn a_message_that_was_read_to_its_end_leaves_nothing_to_be_read() {
+    let (near, far) = connections().await;
+    let table = FlowTable::new();
+    let session = table.enter(some_keys(1), ());
+    let dialled = FlowConnection::dial(near, &session, FlowDirection::Reverse, None);
+    let mut near = dialled.await.unwrap();
+    let accepted = FlowConnection::accept(far, &[], &table, FlowDirection::Reverse);
+    let (mut far, ()) = accepted.await.unwrap();
+    far.say(&FlowMessage::Accepted).await.unwrap();
+    near.hear().await.unwrap();
+
+    let early = tokio::time::timeout(Duration::from_millis(50), near.readable()).await;
+    assert!(early.is_err());
+
+    far.say(&open()).await.unwrap();
+    near.readable().await.unwrap();
+    assert_eq!(near.hear().await.unwrap(), open());
+}
+
+#[tokio::test]
 async fn both_ends_of_a_tls_session_have_the_same_keys_and_no_other_session_has() {
     let first = session_keys().await;
     assert_eq!(first[0].session(), first[1].session());

@@ -238,6 +238,11 @@ fn each_bad_value_says_what_is_expected() {
         ),
         ("mode: true", "mode: true: must be auto, ebpf or userspace"),
         ("fast-path: on", "fast-path: \"on\": must be auto or off"),
+        ("splice: yes", "splice: \"yes\": must be auto or off"),
+        (
+            "flow-buffer: 1KiB",
+            "flow-buffer: \"1KiB\": must be from 64KiB to 16MiB",
+        ),
         (
             "steer-from: 10.0.0.1",
             "steer-from: \"10.0.0.1\": must be a list of networks",

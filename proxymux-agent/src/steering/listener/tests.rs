@@ -3,7 +3,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use proxymux_transport::shutdown::Shutdown;
+use proxymux_proto::{AbortCode, FlowAbort, FlowDirection, FlowMessage, FlowOpen};
+use proxymux_transport::{
+    flow::FlowConnection, limits::raise_open_files, shutdown::Shutdown, socket,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -11,7 +14,14 @@ use tokio::{
 };
 
 use super::*;
-use crate::{config::Config, steering::Steering};
+use crate::{
+    config::Config,
+    flows::{
+        self, SessionFlows, Way,
+        testing::{FakeMaster, request},
+    },
+    steering::Steering,
+};
 
 /// Counts what it is told.
 #[derive(Clone, Default)]
@@ -86,6 +96,44 @@ impl Rig {
             at,
             running: tokio::spawn(acceptor.run(detached)),
         }
+    }
+
+    /// A session of a master that uses fast paths, without idle flows: nobody listens for them.
+    fn session(&self) -> SessionFlows {
+        let way = Way {
+            master: self.at,
+            largest_segment: None,
+        };
+        let keys = flows::testing::keys(1);
+        let registered = flows::testing::registered(1);
+        let session = SessionFlows::start(&self.agent, Some(&keys), &registered, way).unwrap();
+        session.want(0);
+        session
+    }
+
+    /// A flow that the master has dialled, with what it asks for.
+    async fn flow(&self, master: &FakeMaster, open: &FlowMessage) -> FlowConnection {
+        let connection = self.client().await;
+        let direction = FlowDirection::Direct;
+        let dialled =
+            FlowConnection::dial(connection, &master.session, direction, Some(open)).await;
+        dialled.unwrap()
+    }
+
+    /// The kubelet under the node's name.
+    fn target(&self) -> String {
+        format!("worker-1:{}", self.kubelet.local_addr().unwrap().port())
+    }
+
+    /// Waits until the metrics have this line.
+    async fn until(&self, line: &str) {
+        let line = format!("proxymux_agent_{line}");
+        let seen = async {
+            while !self.agent.metrics.scrape().lines().any(|l| l == line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(LIMIT, seen).await.is_ok(), "{line}");
     }
 
     async fn client(&self) -> TcpStream {
@@ -278,12 +326,16 @@ async fn what_waits_to_be_accepted_when_the_drain_begins_is_served() {
 
 #[tokio::test]
 async fn a_crowd_closes_the_gate_before_it_is_turned_away() {
+    // Three descriptors for each of them.
+    raise_open_files();
     let rig = Rig::start("").await;
     let counts = Arc::clone(&rig.gate.0);
-    let crowd: Vec<_> = (0..CLOSE_AT).map(|_| rig.client()).collect();
     let mut clients = Vec::new();
-    for client in crowd {
-        clients.push(client.await);
+    for _ in 0..CLOSE_AT {
+        let mut client = rig.client().await;
+        socket::reset_on_close(&client).unwrap();
+        client.write_all(HELLO).await.unwrap();
+        clients.push(client);
     }
 
     let closed = async {
@@ -299,6 +351,175 @@ async fn a_crowd_closes_the_gate_before_it_is_turned_away() {
         }
     };
     timeout(LIMIT, opened).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flow_of_a_master_is_opened_in_one_flight_and_relayed() {
+    let rig = Rig::start("").await;
+    let session = rig.session();
+    let master = FakeMaster::listen(1).await;
+
+    let mut flow = rig.flow(&master, &request(&rig.target())).await;
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Opened);
+    let mut kubelet = timeout(LIMIT, rig.kubelet.accept())
+        .await
+        .unwrap()
+        .unwrap()
+        .0;
+    let mut client = flow.into_connection();
+    client.write_all(HELLO).await.unwrap();
+    let mut hello = [0; HELLO.len()];
+    kubelet.read_exact(&mut hello).await.unwrap();
+    kubelet.write_all(b"answer").await.unwrap();
+    drop(kubelet);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+
+    assert_eq!((&hello[..], &*answer), (HELLO, "answer"));
+    rig.until("streams_opened_total{path=\"direct\"} 1").await;
+    assert_eq!(session.view().relaying(FlowDirection::Direct), 1);
+    drop(client);
+    rig.until("streams_closed_total{path=\"direct\",outcome=\"done\"} 1")
+        .await;
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_and_costs_the_kubelet_nothing() {
+    let rig = Rig::start("").await;
+    let _session = rig.session();
+    let master = FakeMaster::listen(1).await;
+
+    let mut flow = rig.flow(&master, &FlowMessage::Open(FlowOpen::Probe)).await;
+
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    let read = flow.into_connection().read(&mut [0]).await;
+    assert_eq!(read.unwrap(), 0);
+    rig.until("flow_probes_total 1").await;
+    let dialled = timeout(Duration::from_millis(50), rig.kubelet.accept()).await;
+    assert!(dialled.is_err());
+}
+
+#[tokio::test]
+async fn a_hello_that_is_not_believed_is_reset_and_counted_by_its_reason() {
+    let rig = Rig::start("").await;
+    let _session = rig.session();
+    let master = FakeMaster::listen(1).await;
+    let stranger = FakeMaster::listen(2).await;
+    let (_, good) = master.session.hello(FlowDirection::Direct);
+    let mut forged = master.session.hello(FlowDirection::Direct).1.to_vec();
+    forged[40] ^= 1;
+    let open = request(&rig.target());
+    drop(rig.flow(&master, &FlowMessage::Open(FlowOpen::Probe)).await);
+
+    for (word, bytes) in [
+        ("forged", forged),
+        (
+            "wrong-direction",
+            master.session.hello(FlowDirection::Reverse).1.to_vec(),
+        ),
+        (
+            "unknown-session",
+            stranger.session.hello(FlowDirection::Direct).1.to_vec(),
+        ),
+    ] {
+        let mut client = rig.client().await;
+        client.write_all(&bytes).await.unwrap();
+        assert_reset(&mut client).await;
+        rig.until(&format!(
+            "flows_broken_total{{path=\"direct\",reason=\"{word}\"}} 1"
+        ))
+        .await;
+    }
+    // The first one of two that are alike is believed.
+    let mut first = rig.client().await;
+    first.write_all(&good).await.unwrap();
+    rig.until("flows_broken_total{path=\"direct\",reason=\"replayed\"} 0")
+        .await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut second = rig.client().await;
+    second.write_all(&good).await.unwrap();
+    assert_reset(&mut second).await;
+    rig.until("flows_broken_total{path=\"direct\",reason=\"replayed\"} 1")
+        .await;
+    rig.until("steered_refused_total{reason=\"hello\"} 4").await;
+
+    // And a proper one after all of these is served.
+    let mut flow = rig.flow(&master, &open).await;
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Opened);
+}
+
+#[tokio::test]
+async fn garbage_and_silence_starve_no_flow() {
+    let rig = Rig::start("").await;
+    let _session = rig.session();
+    let master = FakeMaster::listen(1).await;
+    let mut running = rig.flow(&master, &request(&rig.target())).await;
+    assert_eq!(running.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(running.hear().await.unwrap(), FlowMessage::Opened);
+    let mut kubelet = timeout(LIMIT, rig.kubelet.accept())
+        .await
+        .unwrap()
+        .unwrap()
+        .0;
+
+    let mut flood = Vec::new();
+    for at in 0..MAX_NEWCOMERS * 3 {
+        let mut client = rig.client().await;
+        let bytes: &[u8] = match at % 3 {
+            0 => b"",
+            1 => b"PXMF and then no more",
+            _ => b"garbage",
+        };
+        client.write_all(bytes).await.unwrap();
+        flood.push(client);
+    }
+
+    let mut flow = rig.flow(&master, &request(&rig.target())).await;
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Opened);
+    let mut client = running.into_connection();
+    client.write_all(HELLO).await.unwrap();
+    kubelet.read_exact(&mut [0; HELLO.len()]).await.unwrap();
+    assert_eq!(rig.gate.0.closed.load(Ordering::Relaxed), 0);
+    assert!(rig.agent.metrics.scrape().contains("reason=\"full\"}"));
+}
+
+#[tokio::test]
+async fn a_flow_takes_no_place_from_what_is_relayed_and_outlives_the_gate() {
+    let rig = Rig::start("").await;
+    let mut session = rig.session();
+    let master = FakeMaster::listen(1).await;
+    let mut flow = rig.flow(&master, &request(&rig.target())).await;
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Opened);
+    let mut kubelet = timeout(LIMIT, rig.kubelet.accept())
+        .await
+        .unwrap()
+        .unwrap()
+        .0;
+    let mut client = flow.into_connection();
+    client.write_all(b"no TLS").await.unwrap();
+
+    assert_reset(&mut client).await;
+    assert_reset(&mut kubelet).await;
+    let abort = timeout(LIMIT, session.next_abort()).await.unwrap();
+    let expected = FlowAbort {
+        direction: FlowDirection::Direct,
+        counter: 1,
+        code: AbortCode::NotTls,
+    };
+    assert_eq!(abort, expected);
+
+    let mut flow = rig.flow(&master, &request(&rig.target())).await;
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Accepted);
+    assert_eq!(flow.hear().await.unwrap(), FlowMessage::Opened);
+    rig.shutdown.drain.cancel();
+    let Rig { running, .. } = rig;
+    // Its own loop has nothing to wait for.
+    timeout(LIMIT, running).await.unwrap().unwrap();
+    assert!(flow.is_quiet());
 }
 
 /// What an agent in a test takes for the node's own address.

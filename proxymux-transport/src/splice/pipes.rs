@@ -138,11 +138,6 @@ impl Fallback {
 }
 
 impl Pipes {
-    /// A budget that stays below what the kernel lets the pipes of one user have unless it is told
-    /// otherwise (`fs.pipe-user-pages-soft`, 64 MiB), so that others of this user have some too. It
-    /// is enough for 768 relays whose readers have stalled.
-    pub const DEFAULT_BUDGET: usize = 48 << 20;
-
     /// Pipes that may hold so many bytes in all.
     #[must_use]
     pub fn new(budget_bytes: usize) -> Self {

@@ -100,7 +100,7 @@ async fn send(mut sink: impl AsyncWrite + Unpin, data: &[u8], seed: u64) {
     sink.shutdown().await.unwrap();
 }
 
-/// Reads to the end in pieces of random sizes.
+/// Reads to the end in pieces of random sizes, with pauses.
 async fn receive(mut source: impl AsyncRead + Unpin, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut received, mut piece) = (Vec::new(), vec![0; 1 << 18]);
@@ -111,13 +111,25 @@ async fn receive(mut source: impl AsyncRead + Unpin, seed: u64) -> Vec<u8> {
             return received;
         }
         received.extend_from_slice(&piece[..n]);
+        if random.u8(..) < 8 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 }
 
-/// Sends both ways at once, and compares.
+/// Sends a lot both ways at once, and compares.
 async fn exchange<C: PlainSocket, S: PlainSocket>(rig: Rig<C, S>, seed: u64) -> Pipes {
-    let there = pattern(LONG, seed);
-    let back = pattern(LONG + 7, seed + 1);
+    exchange_of(rig, [LONG, LONG + 7], seed).await
+}
+
+/// Sends so much to the server and so much to the client at once, and compares.
+async fn exchange_of<C: PlainSocket, S: PlainSocket>(
+    rig: Rig<C, S>,
+    [there, back]: [usize; 2],
+    seed: u64,
+) -> Pipes {
+    let there = pattern(there, seed);
+    let back = pattern(back, seed + 1);
     let (client_in, client_out) = tokio::io::split(rig.client);
     let (server_in, server_out) = tokio::io::split(rig.server);
 
@@ -174,6 +186,25 @@ async fn chunks_of_all_sizes_pass_with_buffers_as_large_as_they_come() {
     let server = tcp_pair(None).await;
     let rig = Rig::new(client, server, Bytes::new(), &Pipes::new(BUDGET));
     let pipes = exchange(rig, 21).await;
+    assert_eq!(pipes.held(), 0);
+}
+
+#[tokio::test]
+async fn a_direction_may_be_empty_or_end_at_any_length() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let pipes = Pipes::new(BUDGET);
+    for seed in 0..40 {
+        let mut len = || match random.u8(0..6) {
+            0 => 0,
+            1 => FIRST_CAPACITY,
+            _ => random.usize(1..300_000),
+        };
+        let lens = [len(), len()];
+        let client = tcp_pair(Some(SMALL_BUFFER)).await;
+        let server = tcp_pair(Some(SMALL_BUFFER)).await;
+        let rig = Rig::new(client, server, Bytes::new(), &pipes);
+        exchange_of(rig, lens, 1000 + 10 * seed).await;
+    }
     assert_eq!(pipes.held(), 0);
 }
 

@@ -15,6 +15,7 @@ mod build_ebpf;
 mod check;
 mod command;
 mod demo;
+mod dist;
 mod fuzz;
 mod gen_docs;
 mod setup;
@@ -48,6 +49,8 @@ enum Verb {
     Setup(setup::Options),
     /// Show a cluster in network namespaces: logs through the tunnel
     Demo(demo::Options),
+    /// Make what operators get: static programs, images, checksums
+    Dist(dist::Options),
     /// Measure what the tunnel costs, held against plain TCP
     Bench(bench::Options),
     /// Write the lists in the documents anew
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf(options) => build_ebpf::run(&options),
         Verb::Setup(options) => setup::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::GenDocs(options) => gen_docs::run(&options),
         Verb::Soak(options) => soak::run(&options),

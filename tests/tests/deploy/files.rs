@@ -10,8 +10,10 @@ use anyhow::{Context, Result};
 use crate::yaml::{deploy, documents};
 
 /// All of it. Who adds a file adds a test: manifests are compared in `agent_manifests` and
-/// `master_manifests`, samples are loaded in `samples`, units are verified in `units`.
+/// `master_manifests`, samples are loaded in `samples`, units are verified in `units`,
+/// the Dockerfile is compared in the tests of group `dist`.
 const FILES: &[&str] = &[
+    "container/Dockerfile",
     "kubernetes/agent/base/daemonset.yaml",
     "kubernetes/agent/base/kustomization.yaml",
     "kubernetes/agent/overlays/bare-metal/every-node.yaml",

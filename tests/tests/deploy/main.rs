@@ -6,6 +6,7 @@
 
 mod agent_manifests;
 mod certificates;
+mod egress;
 mod files;
 mod last_words;
 mod least_privilege;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::builder::PossibleValue;
 
 use super::counts::Counts;
-use crate::{build, check, command::Command, setup::Job, vm, workspace::Workspace};
+use crate::{build, check, command::Command, dist, setup::Job, vm, workspace::Workspace};
 
 pub(crate) struct Group {
     pub(crate) name: &'static str,
@@ -54,6 +54,14 @@ pub(crate) const GROUPS: &[Group] = &[
         run: faults,
     },
     Group {
+        name: "dist",
+        about: "static programs and images, unpacked and run with only what they contain",
+        jobs: &[Job::Netns, Job::Build],
+        needs_root: true,
+        has_tests: true,
+        run: dist,
+    },
+    Group {
         name: "vm",
         about: "some of the tests on Debian's kernels 5.10, 6.1 and 6.12, in virtual machines",
         jobs: &[Job::Vm],
@@ -96,7 +104,10 @@ fn netns(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
         .collect();
     let tests = with_daemons(workspace)?
         .args(packages.iter().copied())
-        .args(["--filterset", &format!("not ({FAULTS} or {GUESTS})")]);
+        .args([
+            "--filterset",
+            &format!("not ({FAULTS} or {GUESTS} or {DIST})"),
+        ]);
     let documents = Command::cargo(DOC_TESTS)
         .args(["--profile", build::TESTED_PROFILE])
         .args(packages);
@@ -105,6 +116,20 @@ fn netns(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
 
 fn faults(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
     let tests = with_daemons(workspace)?.args(["--filterset", FAULTS, "--package", TESTS_PACKAGE]);
+    nextest(workspace, &tests, counts)
+}
+
+/// In the profile of the other tests: what is shipped is built in the same way, only longer.
+fn dist(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
+    let made = dist::make(workspace, build::TESTED_PROFILE)?;
+    let made = made
+        .to_str()
+        .with_context(|| format!("not UTF-8: {}", made.display()))?;
+    let tests = Command::cargo(NEXTEST)
+        .args(["--cargo-profile", build::TESTED_PROFILE])
+        .env("PROXYMUX_BIN_DIR", made)
+        .env("PROXYMUX_DIST_DIR", made)
+        .args(["--package", TESTS_PACKAGE, "--test", "dist"]);
     nextest(workspace, &tests, counts)
 }
 
@@ -122,6 +147,9 @@ fn with_daemons(workspace: &Workspace) -> Result<Command> {
 
 /// The test programs of group `faults`, as a filter of nextest.
 const FAULTS: &str = "binary_id(proxymux-tests::faults)";
+
+/// The test program that runs in group `dist` only.
+const DIST: &str = "binary_id(proxymux-tests::dist)";
 
 /// The test program that runs in group `vm` only.
 const GUESTS: &str = "binary_id(proxymux-tests::vm)";

@@ -226,11 +226,11 @@ async fn arrival(
     guard: HalfOpenGuard,
 ) -> Result<Arrival, ArrivalError> {
     let complete_by = Instant::now() + HELLO_LIMIT;
-    let first = tokio::select! {
-        first = first_byte(&connection) => first?,
+    let is_flow = tokio::select! {
+        is_flow = begins_as_flow(&connection) => is_flow?,
         () = guard.evicted() => return Err(ArrivalError::Evicted),
     };
-    if FLOW_MAGIC.starts_with(&[first]) {
+    if is_flow {
         // No TLS, and so no turn to wait for.
         return tokio::select! {
             received = hello::receive(connection, master, complete_by) => {
@@ -329,17 +329,18 @@ async fn why_over(driver: &mut AbortOnDropHandle<SessionFault>) -> ArrivalError 
     }
 }
 
-/// A connection that says nothing costs no handshake. What it says first tells sessions from flows.
-async fn first_byte(connection: &TcpStream) -> Result<u8, ArrivalError> {
-    let mut first = [0];
+/// Whether a connection begins as a flow does. One that says nothing costs no handshake.
+///
+/// Nothing is taken from it, as TLS is to find its own first byte. What begins like a flow as far as
+/// it has arrived is taken for one, and refused later if it is none.
+async fn begins_as_flow(connection: &TcpStream) -> Result<bool, ArrivalError> {
+    let mut first = FLOW_MAGIC;
     match tokio::time::timeout(FIRST_BYTE_LIMIT, connection.peek(&mut first)).await {
         Err(_) => Err(ArrivalError::Silent(FIRST_BYTE_LIMIT)),
         Ok(Err(error)) => Err(ArrivalError::Io(error)),
         Ok(Ok(0)) => Err(ArrivalError::Gone),
-        Ok(Ok(_)) => {
-            let [byte] = first;
-            Ok(byte)
-        }
+        // What has not arrived is left as it was: that of a flow.
+        Ok(Ok(_)) => Ok(first == FLOW_MAGIC),
     }
 }
 

@@ -243,7 +243,12 @@ impl KubeletConnection {
         })
     }
 
-    async fn get_pattern(mut self, path: &str, seed: u64) -> Result<u64, RequestError> {
+    /// `GET` of a body that must be stream `seed`, checked as it comes; returns its length.
+    ///
+    /// # Errors
+    ///
+    /// It was not sent, or the body is another one.
+    pub async fn get_pattern(mut self, path: &str, seed: u64) -> Result<u64, RequestError> {
         let response = self
             .send(self.request("GET", path, StandInBody::empty()))
             .await?;

@@ -46,8 +46,8 @@ pub fn relay_pair<C: Endpoint, T: Endpoint>(
 
 /// As [`relay_pair`], with a mover from the client to the target, and one back.
 pub(crate) fn relay_with<C, T, M>(
-    client: C,
-    target: T,
+    mut client: C,
+    mut target: T,
     (there, back): (M, M),
     options: &RelayOptions,
     bytes: Arc<RelayBytes>,
@@ -57,6 +57,10 @@ where
     T: Endpoint,
     M: Mover<C, T> + Mover<T, C>,
 {
+    // The kernel closes the connections of a process that is killed, which their peers must not take
+    // for an end: here no mark tells the two apart. Relays end in order only by saying so.
+    client.reset_on_close();
+    target.reset_on_close();
     let now = Instant::now();
     Pair {
         client,
@@ -163,7 +167,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let outcome = ready!(self.poll_outcome(cx));
-        self.over = outcome == Outcome::Done;
+        if outcome == Outcome::Done {
+            self.over = true;
+            self.client.end_on_close();
+            self.target.end_on_close();
+        }
         Poll::Ready(outcome)
     }
 }

@@ -42,6 +42,9 @@ pub trait Endpoint: AsyncRead + AsyncWrite + Send + Unpin + 'static {
 
     /// Makes closing the connection a reset where it can be one; elsewhere it is a close.
     fn reset_on_close(&mut self);
+
+    /// Undoes [`Endpoint::reset_on_close`].
+    fn end_on_close(&mut self);
 }
 
 /// How a relay is to behave.
@@ -571,6 +574,11 @@ impl Endpoint for TcpStream {
         // Fails only on a socket that is already dead.
         let _ = socket::reset_on_close(self);
     }
+
+    fn end_on_close(&mut self) {
+        // The same.
+        let _ = socket::end_on_close(self);
+    }
 }
 
 impl Endpoint for UnixStream {
@@ -580,6 +588,8 @@ impl Endpoint for UnixStream {
 
     /// A Unix socket has no reset: its peer sees the close.
     fn reset_on_close(&mut self) {}
+
+    fn end_on_close(&mut self) {}
 }
 
 /// Since when one direction of a relay waits, in milliseconds of the process's own count; 0 if it

@@ -142,6 +142,15 @@ pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
+/// Undoes [`reset_on_close`]: what was written is still sent after a close.
+///
+/// # Errors
+///
+/// When the kernel refuses the option.
+pub fn end_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(None)
+}
+
 /// What the kernel knows of a connection's end without reading from it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HangUp {

@@ -137,6 +137,17 @@ impl Endpoint for Client {
             Io::Memory(..) => {}
         }
     }
+
+    fn end_on_close(&mut self) {
+        match &self.io {
+            Io::Unix(_) => {}
+            // The option is refused only for a connection that is gone already.
+            Io::Tcp(stream) => drop(socket::end_on_close(stream)),
+            Io::Tls(stream) => drop(socket::end_on_close(stream.get_ref().0)),
+            #[cfg(test)]
+            Io::Memory(..) => {}
+        }
+    }
 }
 
 /// Calls the same method of whichever stream is inside.

@@ -241,6 +241,8 @@ impl Endpoint for Gated<UnixStream> {
     }
 
     fn reset_on_close(&mut self) {}
+
+    fn end_on_close(&mut self) {}
 }
 
 #[tokio::test(start_paused = true)]

@@ -164,6 +164,7 @@ impl Served<'_> {
             cancel: master.cut(),
         };
         let outcome = tokio::select! {
+            biased; // An end of its own is the better reason.
             outcome = self.judge_and_relay(ends, &options, &access, agent) => outcome,
             // What is dropped with this resets both connections.
             () = master.orphaned() => Outcome::SessionLost,

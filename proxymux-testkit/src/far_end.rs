@@ -22,7 +22,7 @@ use std::{
 use tokio::net::{TcpListener, TcpStream};
 
 pub use self::{
-    drive::{DriveError, Driven, drive, drive_fixed},
+    drive::{DriveError, Driven, drive, drive_fixed, drive_record},
     play::PlayError,
     script::{Closer, DEFAULT_CHUNK, Payload, Script, ScriptError},
     transfer::TransferError,

@@ -14,6 +14,7 @@ pub mod endless;
 pub mod etc_hosts;
 pub mod events;
 pub mod far_target;
+pub mod fast_paths;
 pub mod faults;
 pub mod fleet;
 pub mod following;

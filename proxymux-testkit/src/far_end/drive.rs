@@ -56,6 +56,22 @@ where
     drive_fixed(stream, script).await
 }
 
+/// As [`drive()`], with the line in a [record of TLS](Script::record).
+///
+/// # Errors
+///
+/// It did not go as the script says.
+pub async fn drive_record<T>(mut stream: T, script: &Script) -> Result<Driven, DriveError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let written = stream.write_all(&script.record()).await;
+    written.map_err(|error| Moved::default().failed(error))?;
+    let flushed = stream.flush().await;
+    flushed.map_err(|error| Moved::default().failed(error))?;
+    drive_fixed(stream, script).await
+}
+
 /// Plays the client's part with a [fixed](super::FarEnd::fixed) far end.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    script::{Closer, Payload, Script, ScriptError},
+    script::{Closer, Payload, RECORD, RECORD_HEAD, Script, ScriptError},
     transfer::{self, Duplex, Failure, Moved, TransferError},
 };
 use crate::pattern::Pattern;
@@ -76,12 +76,18 @@ impl Player {
         Ok(())
     }
 
-    /// Byte by byte, because what follows the line is payload and stays in the socket.
+    /// Byte by byte, because what follows the line is payload and stays in the socket. The line may
+    /// be in a record of TLS, see [`Script::record`].
     async fn read_script(&mut self) -> Result<Script, PlayError> {
         let mut line = Vec::new();
         while line.len() < MAX_LINE {
             let byte = match self.stream.read_u8().await {
                 Ok(b'\n') => return Ok(String::from_utf8_lossy(&line).parse()?),
+                Ok(RECORD) if line.is_empty() => {
+                    let rest = self.stream.read_exact(&mut [0; RECORD_HEAD - 1]).await;
+                    rest.map_err(|error| self.moved.failed(error))?;
+                    continue;
+                }
                 Ok(byte) => byte,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(self.moved.failed(error).into()),

@@ -88,6 +88,12 @@ pub enum Closer {
     FarEnd,
 }
 
+/// The content type of a handshake record, with which no script's line begins.
+pub(super) const RECORD: u8 = 0x16;
+
+/// Type, version and length.
+pub(super) const RECORD_HEAD: usize = 5;
+
 impl Script {
     /// A source that half-closes first.
     pub fn source(bytes: u64, seed: u64) -> Self {
@@ -119,6 +125,25 @@ impl Script {
             chunk: DEFAULT_CHUNK,
             first: Closer::Client,
         }
+    }
+
+    /// The script's line in a handshake record of TLS, for paths that carry nothing else. A
+    /// [scripted](super::FarEnd::scripted) far end takes either.
+    ///
+    /// ```
+    /// use proxymux_testkit::far_end::Script;
+    ///
+    /// let record = Script::Hole.record();
+    /// assert_eq!(record[..5], [0x16, 3, 1, 0, 5]);
+    /// assert_eq!(record[5..], *b"HOLE\n");
+    /// ```
+    pub fn record(&self) -> Vec<u8> {
+        let line = format!("{self}\n");
+        let length = u16::try_from(line.len()).expect("a line is far shorter than a record");
+        let mut record = vec![RECORD, 3, 1];
+        record.extend(length.to_be_bytes());
+        record.extend(line.as_bytes());
+        record
     }
 
     /// The same with another one to half-close first. Scripts that leave no choice stay as

@@ -36,6 +36,19 @@ fn line_and(script: &Script, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn a_line_in_a_record_of_tls_is_the_same_line() {
+    let far_end = scripted().await;
+    let script = Script::duplex(100_000, 4);
+    let stream = connect(&far_end).await;
+    let driven = timeout(LIMIT, drive_record(stream, &script)).await;
+    assert_eq!(driven.expect("ends").unwrap().received, 100_000);
+    eventually_async(LIMIT, async || far_end.outcomes().len() == 1).await;
+    let outcome = far_end.outcomes().pop().unwrap();
+    assert!(outcome.is_clean(), "{outcome}");
+    assert_eq!(outcome.script, Some(script));
+}
+
+#[tokio::test]
 async fn every_script_ends_clean_on_both_sides() {
     let far_end = scripted().await;
     let scripts = [

@@ -25,4 +25,5 @@ pub mod programs;
 pub mod random_chunks;
 pub mod refusals;
 pub mod rogue;
+pub mod steered;
 pub mod visitors;

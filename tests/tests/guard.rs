@@ -17,6 +17,7 @@ use proxymux_tests::{
     admin::{Printed, at_agent, command, config_file, scrape, status},
     limits::SOON,
     programs::{Scratch, config_flag},
+    steered::attach_kinds,
 };
 use serde_json::Value;
 use tokio::{
@@ -185,8 +186,8 @@ fn a_running_connection_survives_that_the_guard_is_switched_on() -> Result<()> {
 
 #[test]
 fn nobody_is_locked_out_by_an_agent_that_hangs_or_was_killed() -> Result<()> {
-    for attach in ATTACH {
-        let guard = format!("guard: enforce\nguard-allow: [ 10.0.10.12 ]\n{attach}");
+    for attach in attach_kinds()? {
+        let guard = format!("guard: enforce\nguard-allow: [ 10.0.10.12 ]\nattach: {attach}");
         let mut cluster = cluster(&guard)?;
         eventually(SOON, || {
             kept_out(&cluster, cluster.node(1)).is_ok_and(|out| out)
@@ -260,9 +261,6 @@ fn overlay(here: &Host, there: &Host, address: &str) -> Result<()> {
     here.ip(&["link", "set", "vx0", "up"])?;
     Ok(())
 }
-
-/// Both ways to attach.
-const ATTACH: [&str; 2] = ["attach: tcx", "attach: netlink"];
 
 /// A neighbour answers within a millisecond; a busy machine needs more.
 const ANSWER: Duration = Duration::from_millis(700);

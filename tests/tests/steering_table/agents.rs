@@ -7,12 +7,12 @@ use nix::sys::signal::Signal;
 use proxymux_testkit::wait::eventually;
 use proxymux_tests::visitors::{Family, Holder};
 
-use crate::stage::{ATTACH, Stage};
+use crate::stage::{self, attach_kinds};
 
 #[test]
 fn with_a_killed_agent_the_kubelet_answers_at_once() -> Result<()> {
-    for attach in ATTACH {
-        let mut stage = Stage::start(attach)?;
+    for attach in attach_kinds()? {
+        let mut stage = stage::start(attach)?;
 
         stage.cluster.agent(0).kill()?;
 
@@ -27,8 +27,8 @@ fn with_a_killed_agent_the_kubelet_answers_at_once() -> Result<()> {
 /// As long as its heartbeat is fresh, connections wait for it.
 #[test]
 fn with_a_stopped_agent_the_kubelet_answers_within_seconds() -> Result<()> {
-    for attach in ATTACH {
-        let mut stage = Stage::start(attach)?;
+    for attach in attach_kinds()? {
+        let mut stage = stage::start(attach)?;
 
         stage.cluster.agent(0).signal(Signal::SIGSTOP)?;
 
@@ -52,7 +52,7 @@ const EXPIRED: Duration = Duration::from_secs(8);
 
 #[test]
 fn only_sources_that_are_named_are_steered() -> Result<()> {
-    let mut stage = Stage::build_with("tcx", "steer-from: [ 192.0.2.10/32 ]\n")?;
+    let mut stage = stage::build_with("auto", "steer-from: [ 192.0.2.10/32 ]\n")?;
     stage.cluster.start_agent(0)?;
     stage.comes_to(Family::V4, Holder::Agent)?;
 

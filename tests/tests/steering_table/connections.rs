@@ -7,12 +7,12 @@ use proxymux_tests::{
     visitors::{Family, Holder},
 };
 
-use crate::stage::{ATTACH, Stage};
+use crate::stage::{self, Stage, attach_kinds};
 
 #[test]
 fn a_connection_from_before_stays_with_the_kubelet() -> Result<()> {
-    for attach in ATTACH {
-        let mut stage = Stage::build(attach)?;
+    for attach in attach_kinds()? {
+        let mut stage = stage::build(attach)?;
         let host = stage.cluster.topology().master().clone();
         let early = proxymux_tests::visitors::Visitors::on(&host, &stage.cluster)?;
         let node = stage.node().clone();
@@ -34,7 +34,7 @@ fn a_connection_from_before_stays_with_the_kubelet() -> Result<()> {
 
 #[test]
 fn a_kubelet_can_restart_while_a_steered_connection_lives() -> Result<()> {
-    let mut stage = Stage::start("netlink")?;
+    let mut stage = stage::start("netlink")?;
     let host = stage.cluster.topology().master().clone();
     let other = proxymux_tests::visitors::Visitors::on(&host, &stage.cluster)?;
     let node = stage.node().clone();
@@ -58,7 +58,7 @@ fn restart_kubelet(cluster: &mut Cluster) -> Result<()> {
 
 #[test]
 fn a_port_that_was_closed_a_moment_ago_is_answered_by_the_kubelet() -> Result<()> {
-    let mut stage = Stage::build("netlink")?;
+    let mut stage = stage::build("netlink")?;
     let node = stage.node().clone();
     for family in Family::ALL {
         stage.visitors.speak_plainly(PORT, &node, family)?;

@@ -17,12 +17,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::stage::{ATTACH, Stage};
+use crate::stage::{self, Stage, attach_kinds};
 
 #[test]
 fn unrelated_traffic_costs_no_more_with_the_program_than_it_varies_without() -> Result<()> {
-    for attach in ATTACH {
-        let mut stage = Stage::build(attach)?;
+    for attach in attach_kinds()? {
+        let mut stage = stage::build(attach)?;
         let sender = stage.cluster.topology().master().runtime()?;
         let receiver = stage.node().runtime()?;
         let (mut without, mut with) = (Vec::new(), Vec::new());

@@ -10,11 +10,11 @@ use proxymux_tests::{
     visitors::{Family, Holder},
 };
 
-use crate::stage::Stage;
+use crate::stage;
 
 #[test]
 fn what_a_firewall_drops_stays_dropped_and_is_reported() -> Result<()> {
-    let stage = Stage::start("netlink")?;
+    let stage = stage::start("netlink")?;
     assert!(!stage.drifts()?);
     stage.node().nft(&chain(
         "type filter hook input priority 0; tcp dport 10250 drop;",
@@ -37,7 +37,7 @@ fn what_a_firewall_drops_stays_dropped_and_is_reported() -> Result<()> {
 
 #[test]
 fn a_port_that_is_redirected_is_reported() -> Result<()> {
-    let stage = Stage::start("netlink")?;
+    let stage = stage::start("netlink")?;
     stage.node().nft(&chain(
         "type nat hook prerouting priority dstnat; tcp dport 10250 redirect to :10251;",
     ))?;
@@ -51,7 +51,7 @@ fn a_port_that_is_redirected_is_reported() -> Result<()> {
 
 #[test]
 fn behind_bridge_netfilter_the_kubelet_answers_and_it_is_reported() -> Result<()> {
-    let mut stage = Stage::build("netlink")?;
+    let mut stage = stage::build("netlink")?;
     let node = stage.node();
     let setting = "net.bridge.bridge-nf-call-iptables";
     if let Err(error) = node.sysctl(setting, "1") {

@@ -7,14 +7,14 @@ use proxymux_tests::{
     visitors::{Family, KUBELET_PORT},
 };
 
-use crate::stage::{ATTACH, Stage};
+use crate::stage::{self, attach_kinds};
 
 /// The frame is that of a control plane's first packet but for its tag; without the tag it is
 /// assigned, so that it is the tag that makes the difference.
 #[test]
 fn a_tagged_frame_passes_as_it_is() -> Result<()> {
-    for attach in ATTACH {
-        let stage = Stage::start(attach)?;
+    for attach in attach_kinds()? {
+        let stage = stage::start(attach)?;
         let topology = stage.cluster.topology();
         let (router, node) = (topology.router(), stage.node());
         for (family, port) in Family::ALL.into_iter().zip([20_011, 20_012]) {

@@ -11,12 +11,12 @@ use proxymux_tests::{
 };
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
-use crate::stage::{SOURCES, Stage};
+use crate::stage::{self, SOURCES, Stage};
 
 /// If one of them did, a crowd could fill the queue, and the control plane's connections with it.
 #[test]
 fn a_crowd_on_the_node_that_dials_the_listeners_reaches_none_of_them() -> Result<()> {
-    let stage = Stage::start("netlink")?;
+    let stage = stage::start("netlink")?;
     let listeners = listeners(&stage)?;
     assert_eq!(listeners.len(), 2, "one for each family: {listeners:?}");
 
@@ -39,7 +39,7 @@ fn a_crowd_on_the_node_that_dials_the_listeners_reaches_none_of_them() -> Result
 #[test]
 fn a_node_that_refuses_plain_tls_says_so_and_relays_nothing() -> Result<()> {
     let lines = format!("{SOURCES}steer-plain: refuse\n");
-    let mut stage = Stage::build_with("netlink", &lines)?;
+    let mut stage = stage::build_with("netlink", &lines)?;
     stage.cluster.start_agent(0)?;
     let agent = stage.cluster.agent(0);
     wait_for(agent, 0, SOON, |event| {

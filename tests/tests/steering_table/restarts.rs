@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stage::Stage;
+use crate::stage;
 
 /// What became of the connections.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ struct Outcomes {
 #[test]
 fn ten_thousand_connections_while_the_agent_is_killed_again_and_again_and_none_hangs() -> Result<()>
 {
-    let mut stage = Stage::start("netlink")?;
+    let mut stage = stage::start("netlink")?;
     let clients = stage.cluster.topology().master().runtime()?;
     let outcomes = Arc::new(Outcomes::default());
     let targets = Family::ALL.map(|family| family.kubelet(stage.node()));

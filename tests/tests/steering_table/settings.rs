@@ -3,13 +3,13 @@
 use anyhow::Result;
 use proxymux_tests::visitors::{Family, Holder};
 
-use crate::stage::{ATTACH, Stage};
+use crate::stage::{self, attach_kinds};
 
 /// The packet that ends the handshake finds no half-open connection: it is assigned like the first.
 #[test]
 fn cookies_in_place_of_half_open_connections_are_steered() -> Result<()> {
-    for attach in ATTACH {
-        let stage = Stage::start(attach)?;
+    for attach in attach_kinds()? {
+        let stage = stage::start(attach)?;
         stage.node().sysctl("net.ipv4.tcp_syncookies", "2")?;
 
         let before = stage.count("followed")?;
@@ -27,8 +27,8 @@ fn cookies_in_place_of_half_open_connections_are_steered() -> Result<()> {
 
 #[test]
 fn strict_reverse_path_filtering_lets_steering_be() -> Result<()> {
-    for attach in ATTACH {
-        let stage = Stage::start(attach)?;
+    for attach in attach_kinds()? {
+        let stage = stage::start(attach)?;
         for name in ["all", "ens3", "lo"] {
             let setting = format!("net.ipv4.conf.{name}.rp_filter");
             stage.node().sysctl(&setting, "1")?;

@@ -10,13 +10,13 @@ use proxymux_tests::{
     visitors::{Family, Holder},
 };
 
-use crate::stage::Stage;
+use crate::stage::{self, Stage};
 
 #[test]
 fn auto_takes_what_the_kernel_has_steers_and_survives_its_own_death() -> Result<()> {
     let expected = attachment()?;
-    let mut stage = Stage::build()?;
-    stage.steer_on("ens3")?;
+    let mut stage = stage::build(1, "")?;
+    stage::steer_on(&mut stage, "ens3")?;
     assert_chosen(&mut stage, expected)?;
     assert!(stage.count("assigned")? >= 2.0);
 
@@ -25,7 +25,7 @@ fn auto_takes_what_the_kernel_has_steers_and_survives_its_own_death() -> Result<
         assert_eq!(stage.visit(family)?, Holder::Kubelet, "{family:?}");
     }
 
-    stage.steer_on("ens3")?;
+    stage::steer_on(&mut stage, "ens3")?;
     assert_chosen(&mut stage, expected)?;
     let agent = stage.cluster.agent(0);
     agent.signal(Signal::SIGTERM)?;

@@ -3,16 +3,16 @@
 use anyhow::Result;
 use proxymux_tests::visitors::{Family, Holder};
 
-use crate::stage::{Stage, ip};
+use crate::stage::{self, Stage, ip, router};
 
 /// A real VLAN device takes the tag from the frame before the program sees it.
 #[test]
 fn frames_of_a_vlan_pass_ens3_as_they_are_and_are_counted() -> Result<()> {
-    let mut stage = Stage::build()?;
+    let mut stage = stage::build(1, "")?;
     vlan(&stage)?;
-    stage.steer_on("ens3")?;
+    stage::steer_on(&mut stage, "ens3")?;
     // The answers need not come the same way.
-    ip(stage.router(), &["route replace 10.0.10.10/32 dev nodes.7"])?;
+    ip(router(&stage), &["route replace 10.0.10.10/32 dev nodes.7"])?;
     let (opaque, assigned) = (stage.count("opaque")?, stage.count("assigned")?);
 
     let holder = stage.visit(Family::V4)?;
@@ -20,18 +20,18 @@ fn frames_of_a_vlan_pass_ens3_as_they_are_and_are_counted() -> Result<()> {
     assert_eq!(holder, Holder::Kubelet);
     assert!(stage.count("opaque")? > opaque);
     assert_eq!(stage.count("assigned")?, assigned);
-    ip(stage.router(), &["route del 10.0.10.10/32 dev nodes.7"])?;
+    ip(router(&stage), &["route del 10.0.10.10/32 dev nodes.7"])?;
     assert_eq!(stage.visit(Family::V4)?, Holder::Agent, "without the tag");
     Ok(())
 }
 
 #[test]
 fn a_vlan_device_steers() -> Result<()> {
-    let mut stage = Stage::build()?;
+    let mut stage = stage::build(1, "")?;
     vlan(&stage)?;
-    ip(stage.router(), &["addr flush dev nodes"])?;
+    ip(router(&stage), &["addr flush dev nodes"])?;
     ip(
-        stage.router(),
+        router(&stage),
         &[
             "addr add 10.0.10.1/24 dev nodes.7",
             "addr add fd00:10::1/64 dev nodes.7 nodad",
@@ -39,7 +39,7 @@ fn a_vlan_device_steers() -> Result<()> {
     )?;
     move_addresses(&stage, "ens3.7")?;
 
-    stage.steer_on("ens3.7")?;
+    stage::steer_on(&mut stage, "ens3.7")?;
 
     assert!(stage.count("assigned")? >= 2.0);
     Ok(())
@@ -47,7 +47,7 @@ fn a_vlan_device_steers() -> Result<()> {
 
 #[test]
 fn a_bond_steers() -> Result<()> {
-    let mut stage = Stage::build()?;
+    let mut stage = stage::build(1, "")?;
     ip(
         stage.node(),
         &[
@@ -59,7 +59,7 @@ fn a_bond_steers() -> Result<()> {
     )?;
     move_addresses(&stage, "bond0")?;
 
-    stage.steer_on("bond0")?;
+    stage::steer_on(&mut stage, "bond0")?;
 
     assert!(stage.count("assigned")? >= 2.0);
     Ok(())
@@ -67,7 +67,7 @@ fn a_bond_steers() -> Result<()> {
 
 /// VLAN 7 on the link between router and node.
 fn vlan(stage: &Stage) -> Result<()> {
-    for (host, device) in [(stage.node(), "ens3"), (stage.router(), "nodes")] {
+    for (host, device) in [(stage.node(), "ens3"), (router(stage), "nodes")] {
         let add = format!("link add link {device} name {device}.7 type vlan id 7");
         ip(host, &[&add, &format!("link set {device}.7 up")])?;
     }

@@ -7,15 +7,15 @@ use proxymux_tests::{
     visitors::{Family, Visitors},
 };
 
-use crate::stage::Stage;
+use crate::stage;
 
 #[test]
 fn a_stranger_is_kept_out_until_the_agent_is_dead() -> Result<()> {
     let guard = "guard: enforce\nguard-allow: [ 10.0.10.99/32 ]\n";
-    let mut stage = Stage::build_with(guard)?;
+    let mut stage = stage::build(2, guard)?;
     let stranger = stage.cluster.node(1);
     let stranger = Visitors::on(stranger, &stage.cluster)?;
-    stage.steer_on("ens3")?;
+    stage::steer_on(&mut stage, "ens3")?;
 
     for family in Family::ALL {
         assert!(!stranger.is_answered(stage.node(), family), "{family:?}");

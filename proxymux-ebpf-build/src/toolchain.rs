@@ -8,6 +8,7 @@
 use std::{
     env,
     ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -45,6 +46,19 @@ pub enum ToolchainError {
          or build the agent without eBPF: --no-default-features"
     )]
     NoLinker,
+    #[error(
+        "{} was built with LLVM {linkers}, which cannot read what the LLVM {compilers} of the Rust \
+         for eBPF writes; with Debian's package llvm-{compilers}-dev type\n  \
+         LLVM_PREFIX=/usr/lib/llvm-{compilers} cargo install --force --locked bpf-linker \
+         --version 0.13.0 --no-default-features --features llvm-{compilers}\n\
+         or build the agent without eBPF: --no-default-features",
+        linker.display()
+    )]
+    OldLinker {
+        linker: PathBuf,
+        linkers: u32,
+        compilers: u32,
+    },
 }
 
 impl Toolchain {
@@ -56,6 +70,11 @@ impl Toolchain {
     pub fn find() -> Result<Self, ToolchainError> {
         let rust = Rust::find().ok_or(ToolchainError::NoRust)?;
         let linker = find_linker().ok_or(ToolchainError::NoLinker)?;
+        // What does not say its number is tried.
+        let linkers = fs::read(&linker).ok().and_then(|file| llvm_of(&file));
+        if let (Some(linkers), Some(compilers)) = (linkers, rust.llvm()) {
+            fitting(&linker, linkers, compilers)?;
+        }
         Ok(Self { rust, linker })
     }
 
@@ -136,6 +155,54 @@ fn llvm_in(text: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
+/// An LLVM reads what its own release and earlier ones write, never what a later one does.
+fn fitting(linker: &Path, linkers: u32, compilers: u32) -> Result<(), ToolchainError> {
+    if linkers >= compilers {
+        return Ok(());
+    }
+    Err(ToolchainError::OldLinker {
+        linker: linker.to_owned(),
+        linkers,
+        compilers,
+    })
+}
+
+/// The number of the LLVM that a program was linked with. `bpf-linker` does not tell it: where LLVM
+/// is a library of its own, that is named in the file, and where it is not, the file has the name
+/// that LLVM writes into its output (`LLVM22.1.8`).
+fn llvm_of(program: &[u8]) -> Option<u32> {
+    const NAMES: [&[u8]; 3] = [b"libLLVM.so.", b"libLLVM-", b"LLVM"];
+    let mut found = [None; NAMES.len()];
+    let starts = program
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'L' || **byte == b'l');
+    for (start, _) in starts {
+        let rest = program.get(start..).unwrap_or_default();
+        for (found, name) in found.iter_mut().zip(NAMES) {
+            if found.is_none() {
+                *found = rest.strip_prefix(name).and_then(release);
+            }
+        }
+    }
+    found.into_iter().flatten().next()
+}
+
+/// The first number of a version such as `22.1` or `22.so`.
+fn release(text: &[u8]) -> Option<u32> {
+    let [
+        tens @ b'1'..=b'9',
+        ones @ b'0'..=b'9',
+        b'.',
+        b'0'..=b'9',
+        ..,
+    ] = text
+    else {
+        return None;
+    };
+    Some(u32::from(tens - b'0') * 10 + u32::from(ones - b'0'))
+}
+
 fn has_source(sysroot: &Path) -> bool {
     sysroot
         .join("lib/rustlib/src/rust/library/core/Cargo.toml")
@@ -175,6 +242,49 @@ mod tests {
 
         assert_eq!(llvm_in(text), Some(22));
         assert_eq!(llvm_in("rustc 1.96.0\n"), None);
+    }
+
+    #[test]
+    fn the_linkers_llvm_is_read_from_its_file() {
+        for (program, llvm) in [
+            (&b"\0libc.so.6\0libLLVM.so.22.1\0"[..], Some(22)),
+            (b"LLVM21.1.0\0libLLVM-19.so.1\0", Some(19)),
+            (b"the LLVM linker\0LLVM20.1.8\0", Some(20)),
+            (b"\0libc.so.6\0LLVMContext\0LLVM 7\0", None),
+            (b"libLLVM.so.2", None),
+            (b"", None),
+        ] {
+            assert_eq!(llvm_of(program), llvm, "{}", program.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_linker_with_an_older_llvm_than_the_compilers_is_refused_with_the_command_to_type() {
+        let linker = Path::new("/usr/bin/bpf-linker");
+        assert!(fitting(linker, 22, 22).is_ok());
+        assert!(fitting(linker, 23, 22).is_ok());
+
+        let error = fitting(linker, 21, 22).unwrap_err().to_string();
+
+        assert!(
+            error.starts_with(
+                "/usr/bin/bpf-linker was built with LLVM 21, which cannot read what the LLVM 22 of"
+            ),
+            "{error}"
+        );
+        assert!(
+            error.contains("\n  LLVM_PREFIX=/usr/lib/llvm-22 cargo install --force "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_linker_that_is_here_is_one_that_fits() {
+        // Whoever builds the agent without eBPF has none.
+        if let Some(linker) = find_linker() {
+            let llvm = llvm_of(&fs::read(&linker).unwrap());
+            assert!(llvm.is_some(), "{} does not say", linker.display());
+        }
     }
 
     #[test]

@@ -146,9 +146,9 @@ impl<'a> Message<'a> {
         number(self.0, 8)
     }
 
+    /// The upper half of `tcm_info`; the lower one is the protocol.
     fn priority(&self) -> u16 {
-        let [.., high, low] = (number(self.0, 16) >> 16).to_be_bytes();
-        u16::from_be_bytes([high, low])
+        u16::try_from(number(self.0, 16) >> 16).unwrap_or_default()
     }
 
     fn attributes(&self) -> &'a [u8] {
@@ -320,6 +320,16 @@ mod tests {
         }
         // A length of 0 would never end.
         assert_eq!(attribute(&[0; 64], TCA_OPTIONS), None);
+    }
+
+    #[test]
+    fn the_priority_of_a_filter_stands_above_its_protocol() {
+        let mut message = tcmsg(7, 1, Hook::Ingress as u32);
+        message.truncate(16);
+        message.extend((0xfffe_0003_u32).to_ne_bytes());
+
+        assert_eq!(Message(&message).priority(), 0xfffe);
+        assert_eq!(Message(&[]).priority(), 0);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
         settings = %config.settings(),
         "agent starts"
     );
-    let steering = choose_mode(&config)?;
+    let steering = choose_mode(&config).await?;
     let agent = Agent::new(config, steering, shutdown.clone());
     let answers = Arc::new(AgentAnswers(Arc::clone(&agent)));
     let admin = Admin::start(agent.config.admin.clone(), answers).map_err(AppError::Admin)?;
@@ -111,8 +111,8 @@ async fn steer(agent: Arc<Agent>) {
 }
 
 /// Says which mode is in force and why, or that the one configured cannot be had.
-fn choose_mode(config: &Config) -> Result<Arc<Steering>, AppError> {
-    let steering = Steering::start(config)?;
+async fn choose_mode(config: &Config) -> Result<Arc<Steering>, AppError> {
+    let steering = Steering::start(config).await?;
     let (mode, reason) = steering.mode();
     tracing::info!(mode, reason, "mode chosen");
     Ok(steering)

@@ -10,6 +10,8 @@
 mod attach;
 #[cfg(feature = "ebpf")]
 mod chain;
+#[cfg(feature = "ebpf")]
+mod claim;
 #[cfg_attr(
     not(feature = "ebpf"),
     expect(dead_code, reason = "without programs nothing costs anything")
@@ -144,13 +146,13 @@ impl Steering {
     /// # Errors
     ///
     /// When the configuration insists on what cannot be had.
-    pub(crate) fn start(config: &Config) -> Result<Arc<Self>, SteeringError> {
-        #[cfg(feature = "ebpf")]
-        places::clear_leftovers();
+    pub(crate) async fn start(config: &Config) -> Result<Arc<Self>, SteeringError> {
+        let begun = Engine::begin().await;
         if config.mode == Mode::Userspace {
             return Ok(Self::userspace("configured"));
         }
-        let steering = match Engine::start(config) {
+        let started = begun.and_then(|begun| Engine::start(config, begun));
+        let steering = match started {
             Ok(engine) => Self::with(engine, config.mode),
             Err(why) if config.mode == Mode::Ebpf => return Err(SteeringError::Mode(why)),
             Err(why) if config.guard == Guard::Enforce => return Err(SteeringError::Guard(why)),
@@ -239,15 +241,29 @@ impl Steering {
     }
 }
 
+/// What an agent has that may attach programs.
+#[cfg(feature = "ebpf")]
+type Begun = claim::Claim;
+#[cfg(not(feature = "ebpf"))]
+type Begun = std::convert::Infallible;
+
 #[cfg(feature = "ebpf")]
 impl Engine {
-    fn start(config: &Config) -> Result<Self, String> {
+    /// Makes sure that no other agent has programs here, dead or alive.
+    async fn begin() -> Result<Begun, String> {
+        let claim = claim::Claim::take().await;
+        let claim = claim.map_err(|error| error.to_string())?;
+        places::clear_leftovers();
+        Ok(claim)
+    }
+
+    fn start(config: &Config, claim: Begun) -> Result<Self, String> {
         let wanted = places::wanted(config)?;
         let logging = tracing::enabled!(tracing::Level::DEBUG);
         let mut loaded = load::Loaded::load(logging).map_err(|error| line(&error))?;
         let maps = Maps::take(loaded.ebpf()).map_err(|error| line(&error))?;
         let log = loaded.log.take();
-        let mut places = places::Places::new(config, wanted, loaded, Arc::clone(&maps));
+        let mut places = places::Places::new(config, wanted, loaded, Arc::clone(&maps), claim);
         places.fill(config).map_err(|error| line(&error))?;
         places.first_look()?;
         Ok(Self {
@@ -270,8 +286,16 @@ impl Engine {
 
 #[cfg(not(feature = "ebpf"))]
 impl Engine {
-    fn start(_: &Config) -> Result<Self, String> {
+    #[expect(
+        clippy::unused_async,
+        reason = "with eBPF there is something to wait for"
+    )]
+    async fn begin() -> Result<Begun, String> {
         Err("this agent was built without eBPF".to_owned())
+    }
+
+    fn start(_: &Config, begun: Begun) -> Result<Self, String> {
+        match begun {}
     }
 }
 

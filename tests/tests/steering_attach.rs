@@ -82,6 +82,46 @@ fn what_a_killed_agent_left_is_removed_by_the_next_whatever_its_mode() -> Result
     Ok(())
 }
 
+/// Each would take the other's filter for what a killed agent left.
+#[test]
+fn a_second_agent_leaves_the_first_ones_program_alone_and_says_whose_it_is() -> Result<()> {
+    for kind in ["netlink", "tcx"] {
+        let mut cluster = node(&format!("attach: {kind}\n"))?;
+        cluster.start_agent(0)?;
+        attached(cluster.agent(0), 0)?;
+        let named = format!("another agent, process {},", cluster.agent(0).pid());
+        let config = cluster.agent_config(0)?;
+
+        let mut auto = cluster.spawn_agent(0, "auto.yaml", &config)?;
+        let chosen = wait_for_message(&mut auto, 0, SOON, "mode chosen")?;
+        assert_eq!(chosen.text("mode"), Some("userspace"));
+        let reason = chosen.text("reason").unwrap_or_default();
+        assert!(reason.contains(&named), "{reason}");
+        stop(&mut auto)?;
+        let insists = format!("{config}mode: ebpf\n");
+        let mut insists = cluster.spawn_agent(0, "ebpf.yaml", &insists)?;
+        let ended = ends_at_once(&mut insists)?;
+        assert!(ended.contains(&named), "{ended}");
+        let userspace = format!("{config}mode: userspace\n");
+        let mut userspace = cluster.spawn_agent(0, "userspace.yaml", &userspace)?;
+        wait_for_message(&mut userspace, 0, SOON, "mode chosen")?;
+        stop(&mut userspace)?;
+
+        let there = filters(cluster.node(0))?.contains(OURS);
+        let links = tcx_links(cluster.node(0))?;
+        assert_eq!((there, links == 1), (kind == "netlink", kind == "tcx"));
+        assert_eq!(with_message(cluster.agent(0), LOST), []);
+        // What is being ended gives its place up before it has ended.
+        cluster.agent(0).signal(Signal::SIGTERM)?;
+        let mut next = cluster.spawn_agent(0, "next.yaml", &config)?;
+        assert_eq!(attached(&mut next, 0)?.text("attach"), Some(kind));
+        stop(&mut next)?;
+        cluster.agent(0).wait(SOON)?;
+        assert_clean(cluster.node(0))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_qdisc_that_somebody_deletes_is_put_back_with_the_filter() -> Result<()> {
     let mut cluster = node("attach: netlink\n")?;

@@ -16,6 +16,7 @@ use super::{
     Device, MapFault, Maps, PlaceStatus,
     attach::{self, Attachment},
     chain,
+    claim::Claim,
     cost::Cost,
     load::Loaded,
 };
@@ -32,7 +33,8 @@ pub(super) struct Places {
     fixed: Vec<IpAddr>,
     /// Why the last look could not do all of its work.
     fault: Option<String>,
-    closed: bool,
+    /// Given up when nothing is attached any more, for good.
+    claim: Option<Claim>,
 }
 
 /// A program, and the device that it should be on.
@@ -93,7 +95,13 @@ pub(super) fn wanted(config: &Config) -> Result<Wanted, String> {
 }
 
 impl Places {
-    pub(super) fn new(config: &Config, nic: Wanted, loaded: Loaded, maps: Arc<Maps>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        nic: Wanted,
+        loaded: Loaded,
+        maps: Arc<Maps>,
+        claim: Claim,
+    ) -> Self {
         let nic_name = nic.name.clone();
         let mut places = vec![Place::new(names::STEER, nic)];
         if config.guard != Guard::Off {
@@ -115,7 +123,7 @@ impl Places {
             how: (config.attach, config.steer_priority),
             fixed: fixed.into_iter().flatten().filter(usable).collect(),
             fault: None,
-            closed: false,
+            claim: Some(claim),
         }
     }
 
@@ -156,7 +164,7 @@ impl Places {
     /// Mends what differs from what is wanted.
     pub(super) fn look(&mut self) -> Looked {
         let mut looked = Looked::default();
-        if self.closed {
+        if self.claim.is_none() {
             return looked;
         }
         for place in &mut self.places {
@@ -173,7 +181,6 @@ impl Places {
 
     /// Takes everything off, for good.
     pub(super) fn close(&mut self) {
-        self.closed = true;
         for place in &mut self.places {
             if let Some(attachment) = place.attachment.take() {
                 tracing::info!(
@@ -184,6 +191,7 @@ impl Places {
             }
             place.problem = Some("the agent ends".to_owned());
         }
+        self.claim = None;
     }
 
     pub(super) fn cost(&self, program: &str) -> Cost {

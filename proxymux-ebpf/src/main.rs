@@ -8,6 +8,8 @@
 
 #![no_std]
 #![no_main]
+// For one instruction that has no other name, see `raw`.
+#![feature(asm_experimental_arch)]
 
 #[cfg(feature = "logging")]
 mod log;

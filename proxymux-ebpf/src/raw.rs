@@ -4,6 +4,7 @@
 //! function returns, on every path: the verifier refuses the program otherwise.
 
 use core::{
+    arch::asm,
     mem::{MaybeUninit, size_of},
     ptr,
 };
@@ -213,16 +214,36 @@ pub(crate) fn count(verdict: Verdict, length: u32) {
     counter.bytes = counter.bytes.wrapping_add(u64::from(length));
 }
 
-/// Counts a connection from `source` that the guard dropped or would have.
+/// Counts a connection from `source` that the guard dropped or would have. When the map is full, the
+/// kernel forgets the source that was seen longest ago, with its count.
 #[inline(always)]
 pub(crate) fn remember(source: &Address) {
-    let Some(count) = maps::AUDITED.get_ptr_mut(source) else {
-        // Lost against another processor: one connection is not counted. Full: the kernel forgets
-        // the oldest. Neither is worth more code in front of every new connection.
-        let _ = maps::AUDITED.insert(source, 1, u64::from(BPF_NOEXIST));
+    if count_again(source) {
         return;
+    }
+    let first = maps::AUDITED.insert(source, 1, u64::from(BPF_NOEXIST));
+    if first.is_err() {
+        // Another processor was faster, or there is no memory: then it is not remembered.
+        count_again(source);
+    }
+}
+
+/// Counts one more connection from `source`, if there was one before.
+#[inline(always)]
+fn count_again(source: &Address) -> bool {
+    let Some(count) = maps::AUDITED.get_ptr_mut(source) else {
+        return false;
     };
-    // SAFETY: the kernel keeps the entry until the program ends. Two processors at once may count
-    // one less; this target has no atomic addition.
-    unsafe { *count = (*count).wrapping_add(1) };
+    // One instruction, since processors share the count. `core` has no atomic addition for this
+    // target, though every kernel has the instruction.
+    // SAFETY: the kernel keeps the entry, which is aligned, until the program ends.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({count} + 0) += {one}",
+            count = in(reg) count,
+            one = in(reg) 1_u64,
+            options(nostack),
+        );
+    }
+    true
 }

@@ -38,6 +38,23 @@ fn strangers_are_passed_counted_or_dropped_as_the_mode_says() -> Result<()> {
 }
 
 #[test]
+fn no_connection_is_lost_from_the_count_when_processors_count_at_once() -> Result<()> {
+    let mut program = alive(names::GUARD)?;
+    guard(&mut program, Guard::Enforce)?;
+    for stranger in ["198.51.100.7", "198.51.100.8", "198.51.100.9"] {
+        let syn = Frame::new(&format!("{stranger}:40000"), NODE_V4).bytes();
+
+        program.repeat_in_two_threads(&syn, REPEATED)?;
+
+        assert_eq!(program.audited(stranger)?, 2 * u64::from(REPEATED));
+    }
+    Ok(())
+}
+
+/// Some milliseconds: long enough that two threads meet.
+const REPEATED: u32 = 100_000;
+
+#[test]
 fn sources_and_whoever_is_allowed_are_let_in() -> Result<()> {
     let mut program = alive(names::GUARD)?;
     guard(&mut program, Guard::Enforce)?;

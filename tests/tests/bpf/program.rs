@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, TcpListener},
+    thread,
     time::Duration,
 };
 
@@ -138,6 +139,26 @@ impl Program {
         options.repeat = times;
         classifier(&mut self.ebpf, name)?.test_run(options)?;
         Ok(())
+    }
+
+    /// Runs the program on `frame` so many times in each of two threads, which take turns on few
+    /// processors and run at once on more.
+    pub(crate) fn repeat_in_two_threads(&mut self, frame: &[u8], times: u32) -> Result<()> {
+        let name = self.name;
+        let program: &SchedClassifier = classifier(&mut self.ebpf, name)?;
+        let run = || {
+            let mut options = TestRunOptions::new();
+            options.data_in = Some(frame);
+            options.repeat = times;
+            program.test_run(options)
+        };
+        thread::scope(|scope| {
+            let threads = [scope.spawn(run), scope.spawn(run)];
+            for thread in threads {
+                thread.join().ok().context("a thread panicked")??;
+            }
+            Ok(())
+        })
     }
 
     /// How long it has run in all, and how often, where the kernel measures that.

@@ -48,6 +48,11 @@ pub enum BuildError {
     Failed { command: String, status: ExitStatus },
     #[error("cannot write to {}", path.display())]
     Place { path: PathBuf, source: io::Error },
+    #[error("the linker's output {} is no object file that can be read", path.display())]
+    Object {
+        path: PathBuf,
+        source: object::build::Error,
+    },
 }
 
 /// Builds `build` of the crate in `crate_directory`, and hands back where the object is: in
@@ -81,11 +86,38 @@ pub fn build(
     }
     let built = target.join(TARGET).join("release").join(PROGRAM);
     let path = directory.join(build.file_name());
-    let copied = fs::create_dir_all(directory).and_then(|()| fs::copy(built, &path));
-    match copied {
-        Ok(_) => Ok(path),
-        Err(source) => Err(BuildError::Place { path, source }),
+    let place = |path: &Path| {
+        let path = path.to_owned();
+        |source| BuildError::Place { path, source }
+    };
+    let linked = fs::read(&built).map_err(place(&built))?;
+    let object = without_dwarf(&linked).map_err(|source| BuildError::Object {
+        path: built,
+        source,
+    })?;
+    fs::create_dir_all(directory).map_err(place(directory))?;
+    fs::write(&path, object).map_err(place(&path))?;
+    Ok(path)
+}
+
+/// The object without what only debuggers read, which is most of it. The linker has made BTF out of
+/// that, which the kernel reads and shows beside its verifier's complaints, and which stays.
+fn without_dwarf(linked: &[u8]) -> Result<Vec<u8>, object::build::Error> {
+    let mut object = object::build::elf::Builder::read(linked)?;
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        let name = name.strip_prefix(b".rel").unwrap_or(name);
+        section.delete = name.starts_with(b".debug_");
     }
+    object.delete_orphans();
+    // LLVM keeps the names of sections among the others; who writes the file keeps them apart.
+    let names = object.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut bytes = Vec::new();
+    object.write(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Keeps others from building in `target` until it is dropped: both builds put their object at the

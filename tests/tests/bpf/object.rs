@@ -49,6 +49,24 @@ fn the_object_that_logs_has_a_ring_buffer_for_its_messages() -> Result<()> {
 
 /// The test starts itself again with fewer capabilities, because a process that has dropped them
 /// does not get them back for the next test.
+/// The kernel shows the lines of source, which are in BTF, beside its verifier's complaints.
+#[test]
+fn the_objects_have_types_and_lines_for_the_kernel_and_nothing_for_debuggers() -> Result<()> {
+    for logging in [false, true] {
+        let object = object(logging);
+        let has = |name: &[u8]| object.windows(name.len()).any(|part| part == name);
+
+        assert!(has(b".BTF\0") && has(b".BTF.ext\0"));
+        assert!(!has(b".debug_"));
+        let mut loaded = Ebpf::load(object)?;
+        let program = loaded.program_mut(names::STEER).context("the program")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load()?;
+        assert!(program.info()?.btf_id().is_some(), "the kernel has its BTF");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_silent_object_loads_with_cap_bpf_and_cap_net_admin_alone() -> Result<()> {
     if env::var_os(CHILD).is_some() {

@@ -2,8 +2,9 @@
 //!
 //! For each daemon a program that needs no library of the machine it runs on, its debug symbols
 //! apart, and an image archive, made without a container engine and without any base image
-//! ([`image`]); and the checksums of all of them. The same commit makes the same bytes on the same
-//! machine: times come from the commit, and paths of the machine are not in the programs.
+//! ([`image`]); and the checksums of all of them. Equal programs make equal archives: times are
+//! the commit's. Paths of the machine are left out of the programs, except from the line
+//! information of the eBPF objects in the agent, which another checkout therefore makes anew.
 
 mod image;
 

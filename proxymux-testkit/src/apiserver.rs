@@ -49,6 +49,8 @@ pub enum FrontDoor {
     /// No egress selector: the target itself is dialled, and whatever redirects that
     /// connection is not seen.
     Transparent,
+    /// A Unix socket that leads to the target without being asked: no protocol is spoken there.
+    Bare(PathBuf),
 }
 
 /// Why a dial through the front door failed. The texts are those that reach the person who typed
@@ -155,7 +157,7 @@ impl ApiServer {
                 let config = tls::client_config(ca, client.as_ref())?;
                 Some((Arc::new(config), ServerName::try_from(server_name.clone())?))
             }
-            FrontDoor::Unix(_) | FrontDoor::Transparent => None,
+            FrontDoor::Unix(_) | FrontDoor::Transparent | FrontDoor::Bare(_) => None,
         };
         Ok(Self {
             door,
@@ -186,7 +188,13 @@ impl ApiServer {
     /// There is no tunnel; the text is the real one's.
     pub async fn connect(&self, target: &str) -> Result<Tunnel, ConnectError> {
         if matches!(self.door, FrontDoor::Transparent) {
-            return match TcpStream::connect(target).await {
+            let dialled = async {
+                let stream = TcpStream::connect(target).await?;
+                // As Go does. Without it small writes wait for the peer's delayed acknowledgement.
+                stream.set_nodelay(true)?;
+                io::Result::Ok(stream)
+            };
+            return match dialled.await {
                 Ok(stream) => Ok(Tunnel::tcp(stream)),
                 Err(source) => Err(ConnectError::Direct {
                     target: target.to_owned(),
@@ -195,6 +203,9 @@ impl ApiServer {
             };
         }
         let mut tunnel = self.dial_door().await?;
+        if matches!(self.door, FrontDoor::Bare(_)) {
+            return Ok(tunnel);
+        }
         let proxy = self.proxy_name();
         // The real one does not look at the result either: it then fails to read an answer.
         let _ = tunnel.write_all(connect_request(target).as_bytes()).await;
@@ -238,7 +249,7 @@ impl ApiServer {
     /// The front door as error texts name it.
     fn proxy_name(&self) -> String {
         match &self.door {
-            FrontDoor::Unix(path) => path.display().to_string(),
+            FrontDoor::Unix(path) | FrontDoor::Bare(path) => path.display().to_string(),
             FrontDoor::Tcp { address, .. } => address.to_string(),
             FrontDoor::Transparent => "no proxy".to_owned(),
         }
@@ -246,7 +257,9 @@ impl ApiServer {
 
     async fn dial_door(&self) -> Result<Tunnel, ConnectError> {
         let dialled = match &self.door {
-            FrontDoor::Unix(path) => UnixStream::connect(path).await.map(Tunnel::unix),
+            FrontDoor::Unix(path) | FrontDoor::Bare(path) => {
+                UnixStream::connect(path).await.map(Tunnel::unix)
+            }
             FrontDoor::Tcp { address, .. } => self.dial_tls(*address).await,
             FrontDoor::Transparent => Err(io::Error::other("there is no front door to dial")),
         };

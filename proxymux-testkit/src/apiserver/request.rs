@@ -372,6 +372,20 @@ impl LogLines {
             }
         }
     }
+
+    /// Reads to the end without looking at lines; how many bytes these were.
+    ///
+    /// # Errors
+    ///
+    /// The connection ended in the middle of the log.
+    pub async fn skip_to_end(&mut self) -> Result<u64, RequestError> {
+        let mut bytes = std::mem::take(&mut self.pending).len() as u64;
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|source| self.connection.http_error(source))?;
+            bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+        }
+        Ok(bytes)
+    }
 }
 
 /// Raw bytes to what was executed and back. Shutting it down half-closes.

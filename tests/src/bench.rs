@@ -1,24 +1,32 @@
 //! `cargo xtask bench`: what the tunnel costs, held against plain TCP in the same run.
 //!
-//! [`run`] measures every case in turn (`case.rs`), makes sure that each took the path that it
-//! names (`path.rs`), and tells the results as a table and as JSON (`results.rs`) beside the
-//! figures to reach (`figures.rs`). How much is measured is a [`Plan`].
+//! [`run`] measures every case in turn (`case.rs`, `steps.rs`), makes sure that each took the path
+//! that it names (`path.rs`), and tells the results as a table and as JSON (`results.rs`), as a
+//! document (`markdown.rs`) and as pictures (`plots.rs`), beside the figures to reach
+//! (`figures.rs`) and what made the difference (`gains.rs`). How much is measured is a [`Plan`].
 //! The daemons are the real ones, found through `PROXYMUX_BIN_DIR`.
 
 mod case;
 mod client;
+mod confined;
+mod confinement;
 mod cpu;
 mod crowd;
 mod far_end;
 mod figures;
 mod footprint;
+mod gains;
+mod kernel_memory;
 mod machine;
+mod markdown;
 mod measure;
 mod path;
 mod plan;
+mod plots;
 mod results;
 mod stalled;
 mod stats;
+mod steps;
 
 use std::{
     env, fs,
@@ -29,17 +37,17 @@ use std::{
 use anyhow::{Context, Result, bail};
 use proxymux_testkit::{cluster::BIN_DIR_VARIABLE, netns::Topology};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 pub use self::plan::Plan;
 use self::{
-    case::{CASES, Case, Stage},
-    cpu::CpuMoment,
-    figures::{AGENT_SWITCHES, Figure, QUIET_P99, RSS, STALLED, figures},
+    case::Stage,
+    figures::{Figure, figures},
+    gains::{Gain, gains},
     machine::Machine,
-    measure::{Measure, Sample},
-    results::{Results, Row},
-    stalled::{Memory, memory, patience},
+    markdown::Document,
+    plots::{Plot, plots},
+    results::Results,
     stats::{median, rounded},
 };
 use crate::interrupts::Interrupts;
@@ -51,6 +59,10 @@ pub struct Options {
     pub plan: Plan,
     /// Where to write the results for programs.
     pub json: Option<PathBuf>,
+    /// Where to write them as a document for people.
+    pub markdown: Option<PathBuf>,
+    /// The directory for pictures of them; it is made.
+    pub plots: Option<PathBuf>,
 }
 
 /// How a run ended. Everything it made has been removed.
@@ -73,7 +85,7 @@ pub async fn run(options: Options, out: &mut (impl Write + Send)) -> Result<Endi
     let mut interrupts = Interrupts::listen()?;
     Topology::sweep_leftovers()?;
     let mut bench = Bench {
-        plan: options.plan,
+        plan: options.plan.clone(),
         machine: Machine::look()?,
         stages: Vec::new(),
         results: Results::default(),
@@ -91,15 +103,16 @@ pub async fn run(options: Options, out: &mut (impl Write + Send)) -> Result<Endi
         // The terminal's Ctrl-C also ends what we have started, which then fails.
         Some(Err(_)) if interrupts.came().await => return Ok(Ending::Interrupted),
         Some(Err(error)) => {
-            bench.tell_last_words()?;
+            bench.tell_last_words(&error)?;
             return Err(error);
         }
         Some(Ok(())) => {}
     }
     bench.tell()?;
     if let Some(path) = &options.json {
-        write_json(path, &bench.to_json())?;
+        write(path, &format!("{:#}\n", bench.to_json()))?;
     }
+    bench.draw(&options)?;
     Ok(Ending::Done)
 }
 
@@ -116,153 +129,6 @@ struct Bench<'a, W> {
 }
 
 impl<W: Write + Send> Bench<'_, W> {
-    async fn measure(&mut self) -> Result<()> {
-        self.say(&format!("proxymux bench, {} run", self.plan.name))?;
-        self.say(&self.machine.line())?;
-        for &case in CASES {
-            // Making machines blocks for a while; a signal then waits for the next step.
-            let stage = tokio::task::block_in_place(|| Stage::set(case));
-            let context = || format!("cannot set the stage for case {}", case.name);
-            self.stages.push(stage.with_context(context)?);
-        }
-        self.measure_idle().await?;
-        self.measure_rounds().await?;
-        self.measure_stalled().await?;
-        self.measure_fleet().await
-    }
-
-    /// Before anything has been asked of the daemons.
-    async fn measure_idle(&mut self) -> Result<()> {
-        for at in 0..self.stages.len() {
-            let Some((case, daemons)) = self.daemons_of(at) else {
-                continue;
-            };
-            let switches = footprint::switches_per_second(daemons.agent.pid(), self.plan.idle);
-            let of_master = footprint::switches_per_second(daemons.master.pid(), self.plan.idle);
-            let (of_agent, of_master) = tokio::try_join!(switches, of_master)?;
-            let mut row = memory_row(case, 0, Memory::of(daemons)?);
-            row.more.push((AGENT_SWITCHES, of_agent));
-            row.more
-                .push(("master_voluntary_switches_per_s", of_master));
-            row.more.push(("window_s", self.plan.idle.as_secs_f64()));
-            self.say(&format!(
-                "{}: idle for {:?}: agent {of_agent:.1} and master {of_master:.1} voluntary \
-                 context switches per second",
-                case.name, self.plan.idle
-            ))?;
-            self.results.rows.push(row);
-        }
-        Ok(())
-    }
-
-    async fn measure_rounds(&mut self) -> Result<()> {
-        let measures = Measure::all(&self.plan);
-        let mut samples = vec![vec![Vec::new(); self.stages.len()]; measures.len()];
-        for round in 1..=self.plan.rounds {
-            let background = self.measure_background(round).await?;
-            for (measure, samples) in measures.iter().zip(&mut samples) {
-                // In turn, because the speed of the machine changes.
-                for (stage, samples) in self.stages.iter().zip(samples) {
-                    let sample = measure.take(stage, &self.plan, background).await?;
-                    let line = format!(
-                        "  {:<9}  {:<8}  {}: {}",
-                        stage.case.name,
-                        measure.metric(),
-                        measure.streams(),
-                        sample.words()
-                    );
-                    writeln!(self.out, "{line}").context(CANNOT_WRITE)?;
-                    samples.push(sample);
-                }
-            }
-        }
-        for (measure, samples) in measures.iter().zip(&samples) {
-            for (stage, samples) in self.stages.iter().zip(samples) {
-                self.results.rows.push(Row {
-                    case: stage.case.name,
-                    metric: measure.metric(),
-                    streams: measure.streams(),
-                    sample: Sample::median_of(samples),
-                    ..Row::default()
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// What the machine does while we do nothing; it is subtracted from what we then do.
-    async fn measure_background(&mut self, round: usize) -> Result<f64> {
-        let moment = CpuMoment::now()?;
-        sleep(self.plan.background).await;
-        let rate = moment.spent()?.rate();
-        let rounds = self.plan.rounds;
-        self.say(&format!(
-            "round {round} of {rounds}, background {rate:.3} CPU s/s"
-        ))?;
-        self.backgrounds.push(rate);
-        Ok(rate)
-    }
-
-    async fn measure_stalled(&mut self) -> Result<()> {
-        for at in 0..self.stages.len() {
-            let Some((case, _)) = self.daemons_of(at) else {
-                continue;
-            };
-            let (streams, beside) = (self.plan.memory.streams, self.plan.beside.streams);
-            self.say(&format!("{}: {streams} stalled downloads", case.name))?;
-            let stage = self
-                .stages
-                .get(at)
-                .context("the stage has just been there")?;
-            let memory = memory(stage, self.plan.memory).await?;
-            self.results.rows.push(memory_row(case, streams, memory));
-            self.say(&format!(
-                "{}: requests beside {beside} stalled downloads and alone, in turns",
-                case.name
-            ))?;
-            let stage = self
-                .stages
-                .get(at)
-                .context("the stage has just been there")?;
-            let patience = patience(stage, &self.plan).await?;
-            self.results.rows.push(Row {
-                case: case.name,
-                metric: STALLED,
-                streams: beside,
-                sample: Sample {
-                    p50_us: Some(patience.p50_us),
-                    p99_us: Some(patience.p99_us),
-                    ..Sample::default()
-                },
-                more: vec![
-                    ("quiet_p50_us", patience.quiet_p50_us),
-                    (QUIET_P99, patience.quiet_p99_us),
-                ],
-                ..Row::default()
-            });
-        }
-        Ok(())
-    }
-
-    async fn measure_fleet(&mut self) -> Result<()> {
-        let size = self.plan.fleet;
-        if size == 0 {
-            return Ok(());
-        }
-        // They have been measured, and would only be in the way.
-        self.stages.clear();
-        self.say(&format!("session: {size} agents of one master"))?;
-        let row = crowd::measure(size, self.plan.fleet_rest).await?;
-        self.results.rows.push(row);
-        Ok(())
-    }
-
-    /// A stage's daemons, if it has any.
-    fn daemons_of(&self, at: usize) -> Option<(Case, case::Daemons<'_>)> {
-        let stage = self.stages.get(at)?;
-        Some((stage.case, stage.daemons()?))
-    }
-
     fn background(&self) -> f64 {
         median(self.backgrounds.iter().copied()).unwrap_or_default()
     }
@@ -271,17 +137,57 @@ impl<W: Write + Send> Bench<'_, W> {
         figures(&self.results, &self.plan)
     }
 
+    fn gains(&self) -> Vec<Gain> {
+        gains(&self.results)
+    }
+
+    /// Writes the pictures and the document, if they are wanted.
+    fn draw(&self, options: &Options) -> Result<()> {
+        let plots = plots(&self.results);
+        if let Some(directory) = &options.plots {
+            let context = || format!("cannot make {}", directory.display());
+            fs::create_dir_all(directory).with_context(context)?;
+            for plot in &plots {
+                plot.draw(&self.results, directory)?;
+            }
+        }
+        let Some(path) = &options.markdown else {
+            return Ok(());
+        };
+        let plots_at = options.plots.as_deref().map(|plots| seen_from(path, plots));
+        write(path, &self.document(&plots, plots_at.as_deref()))
+    }
+
+    fn document(&self, plots: &[Plot], plots_at: Option<&str>) -> String {
+        let document = Document {
+            machine: &self.machine,
+            plan: &self.plan,
+            results: &self.results,
+            gains: &self.gains(),
+            figures: &self.figures(),
+            background: self.background(),
+            plots,
+            plots_at,
+        };
+        document.text()
+    }
+
     fn tell(&mut self) -> Result<()> {
         let background = self.background();
         let mut text = format!("\n{}\n", self.results.table());
         text.push_str(&format!(
-            "medians, rounds: {}; idle background {background:.3} CPU s/s, subtracted\n",
+            "medians, rounds: {}; idle background {background:.3} CPU s/s\n",
             self.plan.rounds
         ));
         if background > BUSY {
             text.push_str(
-                "the machine was busy with something else: these figures are worth little\n",
+                "the machine was busy with something else: CPU is that of the processes on the way by \
+                 their own accounts, and speeds are worth little\n",
             );
+        }
+        text.push_str("\nwhere the gains come from:\n");
+        for gain in self.gains() {
+            text.push_str(&format!("{}\n", gain.line()));
         }
         text.push_str(&format!("\n{}\n\nfigures to reach:\n", self.machine.line()));
         for figure in self.figures() {
@@ -292,12 +198,19 @@ impl<W: Write + Send> Bench<'_, W> {
         self.say(&text)
     }
 
-    /// After a failure: what the daemons said last.
-    fn tell_last_words(&mut self) -> Result<()> {
+    /// After a failure: what the daemons of the case said last, or of all if it names none.
+    fn tell_last_words(&mut self, error: &anyhow::Error) -> Result<()> {
         let mut text = String::new();
-        for daemon in self
-            .stages
-            .iter()
+        let told = format!("{error:#}");
+        let is_named = |stage: &&Stage| told.contains(&format!("case {} ", stage.case.name));
+        let named: Vec<_> = self.stages.iter().filter(is_named).collect();
+        let stages = if named.is_empty() {
+            self.stages.iter().collect()
+        } else {
+            named
+        };
+        for daemon in stages
+            .into_iter()
             .filter_map(Stage::daemons)
             .flat_map(case::Daemons::both)
         {
@@ -313,36 +226,23 @@ impl<W: Write + Send> Bench<'_, W> {
 
     fn to_json(&self) -> Value {
         let figures: Vec<_> = self.figures().iter().map(Figure::to_json).collect();
+        let gains: Vec<_> = self.gains().iter().map(Gain::to_json).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "machine": self.machine.to_json(),
             "plan": self.plan.to_json(),
+            "cpu_of": if self.background() > BUSY { "processes" } else { "machine" },
             "background_cpu_s_per_s": rounded(self.background(), 4),
             "results": self.results.rows_to_json(),
+            "distributions": self.results.distributions_to_json(),
             "ratios": self.results.ratios_to_json(),
+            "gains": gains,
             "figures": figures,
         })
     }
 
     fn say(&mut self, text: &str) -> Result<()> {
         writeln!(self.out, "{text}").context(CANNOT_WRITE)
-    }
-}
-
-fn memory_row(case: Case, streams: u64, memory: Memory) -> Row {
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
-    let file = |resident: footprint::Resident| resident.file_kib as f64;
-    Row {
-        case: case.name,
-        metric: RSS,
-        streams,
-        agent_rss_kib: Some(memory.agent.kib),
-        master_rss_kib: Some(memory.master.kib),
-        more: vec![
-            ("agent_rss_file_kib", file(memory.agent)),
-            ("master_rss_file_kib", file(memory.master)),
-        ],
-        ..Row::default()
     }
 }
 
@@ -356,7 +256,7 @@ fn check_place(options: &Options) -> Result<()> {
             "{BIN_DIR_VARIABLE} is not set: start it as `cargo xtask bench`, which builds the daemons"
         );
     }
-    if let Some(path) = &options.json {
+    for path in [&options.json, &options.markdown].into_iter().flatten() {
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
@@ -370,9 +270,17 @@ fn check_place(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn write_json(path: &Path, results: &Value) -> Result<()> {
-    let text = format!("{results:#}\n");
+fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How a document links to a directory: beside it or below, or else by its whole path.
+fn seen_from(document: &Path, directory: &Path) -> String {
+    let beside = document
+        .parent()
+        .map(|parent| directory.strip_prefix(parent));
+    let seen = beside.and_then(Result::ok).unwrap_or(directory);
+    seen.display().to_string()
 }
 
 const CANNOT_WRITE: &str = "cannot write to the standard output";

@@ -15,16 +15,39 @@ impl Latencies {
         self.0.push(latency);
     }
 
+    /// Adds all of the other's.
+    pub fn extend(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
     /// The duration that so many percent do not exceed.
     ///
     /// # Panics
     ///
     /// When nothing was measured.
     pub fn percentile(&self, percent: usize) -> Duration {
+        let all = self.percentiles(&[percent]);
+        *all.first().expect("one was asked for")
+    }
+
+    /// The same for several.
+    ///
+    /// # Panics
+    ///
+    /// When nothing was measured.
+    pub fn percentiles(&self, percents: &[usize]) -> Vec<Duration> {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
-        let rank = (sorted.len() * percent).div_ceil(100).max(1);
-        *sorted.get(rank - 1).expect("something was measured")
+        let of = |percent: &usize| {
+            let rank = (sorted.len() * percent).div_ceil(100).max(1);
+            *sorted.get(rank - 1).expect("something was measured")
+        };
+        percents.iter().map(of).collect()
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

@@ -25,5 +25,6 @@ pub mod programs;
 pub mod random_chunks;
 pub mod refusals;
 pub mod rogue;
+pub mod splice_hop;
 pub mod steered;
 pub mod visitors;

@@ -23,15 +23,33 @@ pub(crate) struct Options {
     /// Less of everything, done within a minute once it is built
     #[arg(long)]
     quick: bool,
+    /// As the full run with fewer rounds and no fleet: about five minutes
+    #[arg(long, conflicts_with = "quick")]
+    short: bool,
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them to this file as a document, too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Draw them into this directory as SVG files
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Write docs/performance.md and its pictures
+    #[arg(long, conflicts_with_all = ["markdown", "plots", "quick"])]
+    docs: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     // Before the root of the checkout becomes the current directory.
-    let arguments = arguments(options)?;
+    let mut arguments = arguments(options)?;
     let workspace = Workspace::enter()?;
+    if options.docs {
+        for (option, place) in DOCUMENT {
+            arguments.push(option.into());
+            arguments.push(absolute(place)?.into());
+        }
+    }
     if !ThisMachine.is_root() {
         bail!(
             "needs root to make network namespaces; type: \
@@ -43,7 +61,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // All that it does itself is to move bytes: whole-program optimisation would cost minutes
     // and change nothing.
     Command::cargo(["build", "--locked", "--profile", build::TESTED_PROFILE])
-        .args(["--package", PACKAGE, "--bin", PROGRAM, "--bin", FLEET])
+        .args(["--package", PACKAGE, "--bin", PROGRAM])
+        .args(BESIDE.iter().flat_map(|program| ["--bin", program]))
         .run()?;
     let program = workspace.target.join(build::TESTED_PROFILE).join(PROGRAM);
     let mut bench = std::process::Command::new(&program);
@@ -61,11 +80,19 @@ fn arguments(options: &Options) -> Result<Vec<OsString>> {
     if options.quick {
         arguments.push("--quick".into());
     }
-    if let Some(file) = &options.json {
-        let file = absolute(file)
-            .with_context(|| format!("cannot say where {} would be", file.display()))?;
-        arguments.push("--json".into());
-        arguments.push(file.into());
+    if options.short {
+        arguments.push("--short".into());
+    }
+    for (option, place) in [
+        ("--json", &options.json),
+        ("--markdown", &options.markdown),
+        ("--plots", &options.plots),
+    ] {
+        let Some(place) = place else { continue };
+        let place = absolute(place)
+            .with_context(|| format!("cannot say where {} would be", place.display()))?;
+        arguments.push(option.into());
+        arguments.push(place.into());
     }
     Ok(arguments)
 }
@@ -73,8 +100,15 @@ fn arguments(options: &Options) -> Result<Vec<OsString>> {
 const PACKAGE: &str = "proxymux-tests";
 const PROGRAM: &str = "proxymux-bench";
 
-/// What the bench starts for many agents at once; it looks for it beside itself.
-const FLEET: &str = "proxymux-fleet";
+/// What the bench starts: many agents at once, and the hops without a protocol. It looks for them
+/// beside itself.
+const BESIDE: &[&str] = &["proxymux-fleet", "proxymux-splice-hop"];
+
+/// What is made of a run for `--docs`, from the root of the checkout.
+const DOCUMENT: [(&str, &str); 2] = [
+    ("--markdown", "docs/performance.md"),
+    ("--plots", "docs/performance"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -85,24 +119,37 @@ mod tests {
         let options = Options {
             quick: true,
             json: Some("results.json".into()),
+            plots: Some("plots".into()),
+            ..NOTHING
         };
 
         let arguments = arguments(&options).unwrap();
 
-        let file = std::env::current_dir().unwrap().join("results.json");
+        let here = std::env::current_dir().unwrap();
+        let place = |name| here.join(name).into_os_string();
         assert_eq!(
             arguments,
-            ["--quick".into(), "--json".into(), file.into_os_string()]
+            [
+                "--quick".into(),
+                "--json".into(),
+                place("results.json"),
+                "--plots".into(),
+                place("plots"),
+            ]
         );
     }
 
     #[test]
     fn without_options_the_bench_is_told_nothing() {
-        let options = Options {
-            quick: false,
-            json: None,
-        };
-
-        assert!(arguments(&options).unwrap().is_empty());
+        assert!(arguments(&NOTHING).unwrap().is_empty());
     }
+
+    const NOTHING: Options = Options {
+        quick: false,
+        short: false,
+        json: None,
+        markdown: None,
+        plots: None,
+        docs: false,
+    };
 }

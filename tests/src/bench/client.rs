@@ -68,6 +68,10 @@ pub(super) struct Stalled {
     pub(super) traffic: Traffic,
 }
 
+/// Connections on which nothing moves.
+#[derive(Debug)]
+pub(super) struct Idle(Vec<Tunnel>);
+
 impl AddAssign for Traffic {
     fn add_assign(&mut self, other: Self) {
         self.connections += other.connections;
@@ -127,6 +131,25 @@ impl Client {
         })
     }
 
+    /// Reads a kubelet's whole log over TLS, as `kubectl logs` does; the log has so many bytes.
+    pub(super) async fn logs(self, bytes: u64) -> Result<Transfer> {
+        let began = CpuMoment::now()?;
+        let path = "/containerLogs/default/web-0/main";
+        let reading = async {
+            let mut log = self.api.get_stream(&self.target, path).await?;
+            anyhow::Ok(log.skip_to_end().await?)
+        };
+        let received = within(TRANSFER_LIMIT, "log", reading).await?;
+        ensure!(
+            received == bytes,
+            "{received} bytes of log, expected {bytes}"
+        );
+        Ok(Transfer {
+            spent: began.spent()?,
+            traffic: Traffic::of_one(0, received),
+        })
+    }
+
     /// Sends so many requests of [`MESSAGE_LEN`] bytes over one connection and waits for the
     /// answer to each.
     pub(super) async fn requests(self, count: u64) -> Result<Series> {
@@ -171,6 +194,18 @@ impl Client {
         Ok(series)
     }
 
+    /// Opens so many connections and makes one request on each.
+    pub(super) async fn idle(self, count: u64) -> Result<Idle> {
+        let mut tunnels = Vec::new();
+        for _ in 0..count {
+            let mut tunnel = self.connect().await?;
+            tunnel.write_all(&Command::Echo.encode()).await?;
+            within(SOON, "answer", request(&mut tunnel)).await?;
+            tunnels.push(tunnel);
+        }
+        Ok(Idle(tunnels))
+    }
+
     /// Starts so many endless downloads, one after the other; each runs as fast as it can for
     /// `run_in` bytes and is then not read any more.
     pub(super) async fn stall(self, count: u64, run_in: u64) -> Result<Stalled> {
@@ -199,7 +234,37 @@ impl Client {
     }
 }
 
+impl Idle {
+    /// Makes one more request on each, and ends them all in order.
+    pub(super) async fn finish(self) -> Result<Traffic> {
+        let mut traffic = Traffic::default();
+        for mut tunnel in self.0 {
+            within(SOON, "answer", request(&mut tunnel)).await?;
+            finish(tunnel).await?;
+            let messages = 2 * MESSAGE_LEN as u64;
+            traffic += Traffic::of_one(COMMAND_LEN as u64 + messages, messages);
+        }
+        Ok(traffic)
+    }
+}
+
 impl Stalled {
+    /// Reads more of each than can have waited for it on the way, then ends them as
+    /// [`Stalled::end`] does.
+    pub(super) async fn go_on(mut self) -> Result<Traffic> {
+        let mut buffer = vec![0; BUFFER_LEN];
+        for tunnel in &mut self.tunnels {
+            let mut more = 0;
+            while more < GOES_ON {
+                let read = within(SOON, "more of a download", tunnel.read(&mut buffer)).await?;
+                ensure!(read > 0, "a download that had stalled ended");
+                more += read as u64;
+            }
+            self.traffic.received += more;
+        }
+        Ok(self.end())
+    }
+
     /// Ends them all, and says what the client has seen of them. More was on its way.
     pub(super) fn end(self) -> Traffic {
         drop(self.tunnels);
@@ -268,6 +333,9 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
 
 /// Requests that are not measured: the first ones fill caches and find buffers' sizes.
 const WARM_UP: u64 = 200;
+
+/// All buffers and a window of a connection hold less.
+const GOES_ON: u64 = 4 << 20;
 
 /// More than anybody reads.
 const ENDLESS: u64 = 1 << 50;

@@ -4,13 +4,13 @@
 //! session costs, how long until all are back after the master was killed, and how many were
 //! failed for want of time.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use tokio::time::sleep;
 
 use super::{
-    case::SESSION,
+    case::{SESSION, beside},
     figures::{FLEET, FLEET_BACK, FLEET_CONNECTED, FLEET_SESSION, FLEET_TOO_SLOW},
     footprint::Resident,
     results::Row,
@@ -19,7 +19,7 @@ use crate::fleet::Fleet;
 
 /// Measures a fleet of so many agents.
 pub(super) async fn measure(size: usize, rest: Duration) -> Result<Row> {
-    let program = program()?;
+    let program = beside(PROGRAM)?;
     // Making machines and a thousand certificates takes its time.
     let mut fleet = tokio::task::block_in_place(|| Fleet::build(size, program))?;
     let empty = Resident::of(fleet.master().pid())?;
@@ -51,18 +51,6 @@ pub(super) async fn measure(size: usize, rest: Duration) -> Result<Row> {
         ],
         ..Row::default()
     })
-}
-
-/// It is built together with the bench.
-fn program() -> Result<PathBuf> {
-    let bench = env::current_exe().context("cannot say where the bench is")?;
-    let program = bench.with_file_name(PROGRAM);
-    ensure!(
-        program.is_file(),
-        "{} is not there: start the bench as `cargo xtask bench`, which builds it",
-        program.display()
-    );
-    Ok(program)
 }
 
 const PROGRAM: &str = "proxymux-fleet";

@@ -1,7 +1,8 @@
 //! The far end: a plain TCP source and sink in the kubelet's place on the node.
 //!
 //! It is to cost as little as possible, the same in every case: no TLS, large buffers, nothing is
-//! checked but lengths. The client's first [`COMMAND_LEN`] bytes say what it is to be ([`Command`]).
+//! checked but lengths. The client's first [`COMMAND_LEN`] bytes say what it is to be ([`Command`]),
+//! in the form of a TLS handshake record, because nothing else is let onto the fast paths.
 //! It remembers who has connected, which tells whether an agent dialled or the client itself.
 
 use std::{
@@ -83,15 +84,21 @@ impl Command {
             Self::Byte => (b'b', 0),
         };
         let mut bytes = [kind; COMMAND_LEN];
-        let (_, number) = bytes.split_at_mut(1);
+        let (head, rest) = bytes.split_at_mut(TLS_HEAD.len());
+        head.copy_from_slice(&TLS_HEAD);
+        let (_, number) = rest.split_at_mut(1);
         number.copy_from_slice(&length.to_be_bytes());
         bytes
     }
 
     fn decode(bytes: [u8; COMMAND_LEN]) -> Option<Self> {
-        let [kind, number @ ..] = bytes;
-        let length = u64::from_be_bytes(number);
-        match kind {
+        let (head, rest) = bytes.split_first_chunk()?;
+        if *head != TLS_HEAD {
+            return None;
+        }
+        let (kind, number) = rest.split_first()?;
+        let length = u64::from_be_bytes(number.try_into().ok()?);
+        match *kind {
             b's' => Some(Self::Source(length)),
             b'k' => Some(Self::Sink(length)),
             b'e' => Some(Self::Echo),
@@ -177,8 +184,11 @@ pub(super) fn cut(piece: &[u8], left: u64) -> &[u8] {
     piece.get(..length).unwrap_or(piece)
 }
 
-/// A kind and a length.
-pub(super) const COMMAND_LEN: usize = 9;
+/// The head of a TLS handshake record that holds the rest of the command (RFC 8446, section 5.1).
+const TLS_HEAD: [u8; 5] = [0x16, 0x03, 0x01, 0, 9];
+
+/// The head of a record, a kind and a length.
+pub(super) const COMMAND_LEN: usize = 14;
 
 /// What is called a request in the results.
 pub(super) const MESSAGE_LEN: usize = 512;
@@ -188,6 +198,8 @@ pub(super) const BUFFER_LEN: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use proxymux_transport::beginning::Beginning;
+
     use super::*;
 
     #[test]
@@ -201,6 +213,17 @@ mod tests {
             assert_eq!(Command::decode(command.encode()), Some(command));
         }
         assert_eq!(Command::decode([b'?'; COMMAND_LEN]), None);
+        let mut strange = Command::Echo.encode();
+        strange[TLS_HEAD.len()] = b'?';
+        assert_eq!(Command::decode(strange), None);
+    }
+
+    #[test]
+    fn a_command_begins_as_tls_does_and_is_as_long_as_its_head_says() {
+        let bytes = Command::Byte.encode();
+        assert_eq!(Beginning::of(&bytes), Beginning::Tls);
+        let length = usize::from(u16::from_be_bytes([bytes[3], bytes[4]]));
+        assert_eq!(TLS_HEAD.len() + length, COMMAND_LEN);
     }
 
     #[test]

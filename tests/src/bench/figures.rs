@@ -2,7 +2,9 @@
 //!
 //! Owns the promises and the arithmetic that holds the results against them. A figure that is
 //! missed is told and does not fail a run: how fast a machine is, and what else it does, is not
-//! for a bench to judge.
+//! for a bench to judge. Those of the fast paths are in `figures/fast.rs`.
+
+mod fast;
 
 use serde_json::{Value, json};
 
@@ -38,13 +40,13 @@ pub(super) fn figures(results: &Results, plan: &super::Plan) -> Vec<Figure> {
             name: format!("{metric}, one connection: CPU per GiB"),
             bound: Bound::AtMost(most),
             unit: "times plain TCP",
-            measured: results.ratio(SESSION, metric, |sample| sample.cpu_s_per_gib),
+            measured: results.ratio(SESSION, PLAIN_TCP, metric, |sample| sample.cpu_s_per_gib),
         });
         all.push(Figure {
             name: format!("{metric}, one connection: throughput"),
             bound: Bound::AtLeast(least),
             unit: "of plain TCP",
-            measured: results.ratio(SESSION, metric, |sample| sample.gib_per_s),
+            measured: results.ratio(SESSION, PLAIN_TCP, metric, |sample| sample.gib_per_s),
         });
     }
     let open_p50 = |case| results.row(case, OPEN, 1)?.sample.p50_us;
@@ -60,11 +62,12 @@ pub(super) fn figures(results: &Results, plan: &super::Plan) -> Vec<Figure> {
         name: "request, p50".to_owned(),
         bound: Bound::AtMost(7.0),
         unit: "times plain TCP",
-        measured: results.ratio(SESSION, REQUEST, |sample| sample.p50_us),
+        measured: results.ratio(SESSION, PLAIN_TCP, REQUEST, |sample| sample.p50_us),
     });
     all.extend(of_memory(results, plan));
     all.extend(of_patience(results, plan));
     all.extend(of_the_fleet(results, plan));
+    all.extend(fast::figures(results, plan));
     all
 }
 
@@ -72,7 +75,6 @@ fn of_memory(results: &Results, plan: &super::Plan) -> Vec<Figure> {
     let idle = results.row(SESSION, RSS, 0);
     let streams = plan.memory.streams;
     let stalled = results.row(SESSION, RSS, streams);
-    let mib = |kib: u64| super::stats::gib(kib << 10) * 1024.0;
     vec![
         Figure {
             name: "agent idle: memory".to_owned(),
@@ -146,6 +148,10 @@ fn of_the_fleet(results: &Results, plan: &super::Plan) -> Vec<Figure> {
     ]
 }
 
+fn mib(kib: u64) -> f64 {
+    super::stats::gib(kib << 10) * 1024.0
+}
+
 impl Figure {
     pub(super) fn is_reached(&self) -> Option<bool> {
         let measured = self.measured?;
@@ -158,16 +164,30 @@ impl Figure {
 
     /// One line for people.
     pub(super) fn line(&self) -> String {
-        let Self { name, unit, .. } = self;
+        let [verdict, name, measured, wanted] = self.cells();
+        if measured.is_empty() {
+            return format!("{verdict:<12}  {name}: {wanted}");
+        }
+        format!("{verdict:<12}  {name}: {measured}, {wanted}")
+    }
+
+    /// Verdict, name, what was measured, and what is wanted.
+    pub(super) fn cells(&self) -> [String; 4] {
         let (words, bound) = self.bound.parts();
-        let bound = rounded(bound, 2);
         let verdict = match self.is_reached() {
-            None => return format!("not measured  {name}: {words} {bound} {unit}"),
+            None => "not measured",
             Some(true) => "reached",
             Some(false) => "NOT REACHED",
         };
-        let measured = rounded(self.measured.unwrap_or_default(), 2);
-        format!("{verdict:<12}  {name}: {measured}, {words} {bound} {unit}")
+        let measured = self
+            .measured
+            .map(|measured| rounded(measured, 2).to_string());
+        [
+            verdict.to_owned(),
+            self.name.clone(),
+            measured.unwrap_or_default(),
+            format!("{words} {} {}", rounded(bound, 2), self.unit),
+        ]
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -193,6 +213,12 @@ impl Bound {
 
 /// Names of metrics and of their own numbers, as they stand in the results.
 pub(super) const RSS: &str = "rss";
+pub(super) const IDLE_CONNECTIONS: &str = "idle-connections";
+/// Of the agent, that it can hold anything in.
+pub(super) const PIPES: &str = "agent_pipes_held";
+/// Sockets and pipes of both daemons with stalled downloads, at two moments.
+pub(super) const KERNEL_FIRST: &str = "kernel_mib_first";
+pub(super) const KERNEL_LATER: &str = "kernel_mib_later";
 pub(super) const STALLED: &str = "stalled";
 pub(super) const FLEET: &str = "fleet";
 pub(super) const AGENT_SWITCHES: &str = "agent_voluntary_switches_per_s";
@@ -220,7 +246,13 @@ mod tests {
     }
 
     fn verdict(rows: Vec<Row>, name: &str) -> Option<bool> {
-        let all = figures(&Results { rows }, &Plan::full());
+        let all = figures(
+            &Results {
+                rows,
+                ..Results::default()
+            },
+            &Plan::full(),
+        );
         let figure = all.iter().find(|figure| figure.name.starts_with(name));
         figure
             .unwrap_or_else(|| panic!("no figure {name}"))

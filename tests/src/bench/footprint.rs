@@ -34,15 +34,19 @@ impl Resident {
     }
 }
 
-/// Voluntary context switches per second of all threads of a process, over `window`.
-pub(super) async fn switches_per_second(pid: Pid, window: Duration) -> Result<f64> {
-    let (began, before) = (Instant::now(), switches(pid)?);
+/// Voluntary context switches per second of all threads of each process, over the same `window`.
+pub(super) async fn switches_per_second(pids: &[Pid], window: Duration) -> Result<Vec<f64>> {
+    let count = || -> Result<Vec<u64>> { pids.iter().map(|pid| switches(*pid)).collect() };
+    let (began, before) = (Instant::now(), count()?);
     sleep(window).await;
-    let (took, after) = (began.elapsed(), switches(pid)?);
-    // A thread that has ended takes its count with it.
+    let (took, after) = (began.elapsed().as_secs_f64(), count()?);
     #[expect(clippy::cast_precision_loss, reason = "far from 2^52 of them")]
-    let count = after.saturating_sub(before) as f64;
-    Ok(count / took.as_secs_f64())
+    let rate = |before: u64, after: u64| {
+        // A thread that has ended takes its count with it.
+        after.saturating_sub(before) as f64 / took
+    };
+    let both = before.into_iter().zip(after);
+    Ok(both.map(|(before, after)| rate(before, after)).collect())
 }
 
 fn switches(pid: Pid) -> Result<u64> {
@@ -86,10 +90,11 @@ mod tests {
             }
         };
         let window = Duration::from_millis(300);
+        let own = [Pid::this()];
         let rate = tokio::select! {
-            rate = switches_per_second(Pid::this(), window) => rate.expect("this process runs"),
+            rates = switches_per_second(&own, window) => rates.expect("this process runs"),
             () = naps => unreachable!("it has no end"),
         };
-        assert!(rate > 20.0, "{rate}");
+        assert!(rate.len() == 1 && rate[0] > 20.0, "{rate:?}");
     }
 }

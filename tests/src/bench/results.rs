@@ -2,15 +2,17 @@
 //!
 //! Owns the form of both. Fields of a row are never renamed and always there, `null` where a
 //! metric has no such number; new ones may come. Whether a figure is good enough is
-//! `figures.rs`.
+//! `figures.rs`, what a comparison of two cases says is `gains.rs`, and the form of documents is
+//! `markdown.rs`.
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    case::{CASES, PLAIN_TCP},
-    measure::{DOWNLOAD, OPEN, REQUEST, Sample, UPLOAD},
-    stats::rounded,
+    case::{CASES, PLAIN_TCP, USERSPACE},
+    measure::{DOWNLOAD, LOGS, OPEN, REQUEST, Sample, UPLOAD},
+    stats::{micros, rounded},
 };
+use crate::latency::Latencies;
 
 /// One line of the results.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +21,8 @@ pub(super) struct Row {
     pub(super) metric: &'static str,
     pub(super) streams: u64,
     pub(super) sample: Sample,
+    /// What the sample is the median of, in the order of the rounds.
+    pub(super) rounds: Vec<Sample>,
     pub(super) agent_rss_kib: Option<u64>,
     pub(super) master_rss_kib: Option<u64>,
     /// Numbers that only this metric has, by their name.
@@ -29,6 +33,42 @@ pub(super) struct Row {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Results {
     pub(super) rows: Vec<Row>,
+    pub(super) distributions: Vec<Distribution>,
+}
+
+/// How long so many percent of all took at most, of all rounds together.
+#[derive(Clone, Debug)]
+pub(super) struct Distribution {
+    pub(super) case: &'static str,
+    pub(super) metric: &'static str,
+    /// Percent, and microseconds.
+    pub(super) points: Vec<(usize, f64)>,
+}
+
+impl Distribution {
+    pub(super) fn of(case: &'static str, metric: &'static str, latencies: &Latencies) -> Self {
+        let percents = (1..100).collect::<Vec<_>>();
+        let values = latencies.percentiles(&percents);
+        let points = percents.into_iter().zip(values.into_iter().map(micros));
+        Self {
+            case,
+            metric,
+            points: points.collect(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let points: Vec<_> = self
+            .points
+            .iter()
+            .map(|(percent, us)| json!([percent, rounded(*us, 1)]))
+            .collect();
+        json!({
+            "case": self.case,
+            "metric": self.metric,
+            "percent_and_us": points,
+        })
+    }
 }
 
 impl Row {
@@ -62,6 +102,13 @@ impl Row {
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );
+        for (key, of) in ROUNDS {
+            let all: Vec<_> = self.rounds.iter().filter_map(of).collect();
+            if !all.is_empty() {
+                let all: Vec<_> = all.into_iter().map(|one| rounded(one, DECIMALS)).collect();
+                row.insert((*key).to_owned(), json!(all));
+            }
+        }
         for (key, value) in &self.more {
             row.insert((*key).to_owned(), number(Some(*value)));
         }
@@ -97,35 +144,43 @@ impl Results {
             .find(|row| (row.case, row.metric, row.streams) == (case, metric, streams))
     }
 
-    /// How many times the first case's number another's is.
+    /// How many times the base's number another case's is, with one connection.
     pub(super) fn ratio(
         &self,
         case: &str,
+        base: &str,
         metric: &str,
-        number: fn(&Sample) -> Option<f64>,
+        number: Number,
     ) -> Option<f64> {
         let of = |case| number(&self.row(case, metric, 1)?.sample);
-        let (ours, limit) = (of(case)?, of(PLAIN_TCP)?);
-        (limit > 0.0).then(|| ours / limit)
+        let (ours, base) = (of(case)?, of(base)?);
+        (base > 0.0).then(|| ours / base)
     }
 
     pub(super) fn rows_to_json(&self) -> Value {
         self.rows.iter().map(Row::to_json).collect()
     }
 
-    /// Every other case against the first, with one connection.
+    pub(super) fn distributions_to_json(&self) -> Value {
+        let all = self.distributions.iter();
+        all.map(Distribution::to_json).collect()
+    }
+
+    /// Every other case against each base, with one connection.
     pub(super) fn ratios_to_json(&self) -> Value {
         let mut all = Map::new();
-        for case in CASES.iter().filter(|case| case.name != PLAIN_TCP) {
-            let ratios: Map<String, Value> = RATIOS
-                .iter()
-                .map(|(name, metric, number)| {
-                    let ratio = self.ratio(case.name, metric, *number);
-                    let ratio = ratio.map(|ratio| rounded(ratio, DECIMALS));
-                    ((*name).to_owned(), json!(ratio))
-                })
-                .collect();
-            all.insert(format!("{}/{PLAIN_TCP}", case.name), ratios.into());
+        for base in BASES {
+            for case in CASES.iter().filter(|case| case.name != *base) {
+                let ratios: Map<String, Value> = RATIOS
+                    .iter()
+                    .map(|(name, metric, number)| {
+                        let ratio = self.ratio(case.name, base, metric, *number);
+                        let ratio = ratio.map(|ratio| rounded(ratio, DECIMALS));
+                        ((*name).to_owned(), json!(ratio))
+                    })
+                    .collect();
+                all.insert(format!("{}/{base}", case.name), ratios.into());
+            }
         }
         all.into()
     }
@@ -149,19 +204,18 @@ impl Results {
             } = row;
             text.push_str(&format!("{case} {metric} {streams}: {}\n", more.join(", ")));
         }
-        for case in CASES.iter().filter(|case| case.name != PLAIN_TCP) {
-            let ratios: Vec<_> = RATIOS
-                .iter()
-                .filter_map(|(name, metric, number)| {
-                    let ratio = self.ratio(case.name, metric, *number)?;
-                    Some(format!("{name} {ratio:.2}"))
-                })
-                .collect();
-            text.push_str(&format!(
-                "{}/{PLAIN_TCP}: {}\n",
-                case.name,
-                ratios.join(", ")
-            ));
+        for base in BASES {
+            for case in CASES.iter().filter(|case| case.name != *base) {
+                let ratios: Vec<_> = RATIOS
+                    .iter()
+                    .filter_map(|(name, metric, number)| {
+                        let ratio = self.ratio(case.name, base, metric, *number)?;
+                        Some(format!("{name} {ratio:.2}"))
+                    })
+                    .collect();
+                let ratios = ratios.join(", ");
+                text.push_str(&format!("{}/{base}: {ratios}\n", case.name));
+            }
         }
         text
     }
@@ -213,7 +267,18 @@ const COLUMNS: [(&str, Side); 11] = [
 ];
 
 /// Takes a number out of a sample.
-type Number = fn(&Sample) -> Option<f64>;
+pub(super) type Number = fn(&Sample) -> Option<f64>;
+
+/// What the others are held against.
+pub(super) const BASES: &[&str] = &[PLAIN_TCP, USERSPACE];
+
+/// The numbers of each round that a row tells.
+const ROUNDS: &[(&str, Number)] = &[
+    ("gib_per_s_rounds", |sample| sample.gib_per_s),
+    ("cpu_s_per_gib_rounds", |sample| sample.cpu_s_per_gib),
+    ("p50_us_rounds", |sample| sample.p50_us),
+    ("p99_us_rounds", |sample| sample.p99_us),
+];
 
 /// The ratios of the results: name, metric, number.
 const RATIOS: &[(&str, &str, Number)] = &[
@@ -223,6 +288,8 @@ const RATIOS: &[(&str, &str, Number)] = &[
     ("upload_cpu", UPLOAD, |sample| sample.cpu_s_per_gib),
     ("request_p50", REQUEST, |sample| sample.p50_us),
     ("open_p50", OPEN, |sample| sample.p50_us),
+    ("kubelet_tls_throughput", LOGS, |sample| sample.gib_per_s),
+    ("kubelet_tls_cpu", LOGS, |sample| sample.cpu_s_per_gib),
 ];
 
 /// Of every number in JSON.
@@ -255,6 +322,7 @@ mod tests {
                 row(PLAIN_TCP, OPEN, 1.0, 100.0),
                 row(SESSION, OPEN, 1.0, 450.0),
             ],
+            ..Results::default()
         }
     }
 
@@ -301,7 +369,29 @@ mod tests {
     fn nothing_is_divided_by_nothing() {
         let mut results = results();
         results.rows[0].sample.gib_per_s = Some(0.0);
-        assert_eq!(results.ratio(SESSION, DOWNLOAD, |s| s.gib_per_s), None);
+        assert_eq!(
+            results.ratio(SESSION, PLAIN_TCP, DOWNLOAD, |s| s.gib_per_s),
+            None
+        );
+    }
+
+    #[test]
+    fn each_round_is_told_beside_the_median() {
+        let mut row = row(SESSION, DOWNLOAD, 1.0, 0.0);
+        let sample = row.sample;
+        row.rounds = vec![sample, sample];
+        assert_eq!(row.to_json()["gib_per_s_rounds"], json!([1.0, 1.0]));
+    }
+
+    #[test]
+    fn a_distribution_has_every_percent() {
+        let mut latencies = Latencies::default();
+        for us in 1..=1000 {
+            latencies.add(std::time::Duration::from_micros(us));
+        }
+        let all = Distribution::of(SESSION, OPEN, &latencies);
+        assert_eq!(all.points.len(), 99);
+        assert_eq!(all.points[49], (50, 500.0));
     }
 
     #[test]

@@ -1,36 +1,50 @@
-//! What clients cost that have stopped reading: memory, and the patience of the others.
+//! What clients cost that do nothing: memory, and the patience of the others.
 //!
-//! Owns two measurements of a case with daemons: their memory with many downloads that ran fast
-//! and then stalled, and a healthy stream's latencies beside stalled ones, in blocks that take
-//! turns with quiet ones, so that whatever else the machine does shows in both.
+//! Owns three measurements of a case with daemons: their memory, and the kernel's for them, with
+//! many idle connections, and with many downloads that ran fast and then stalled; and a healthy
+//! stream's latencies beside stalled ones, in blocks that take turns with quiet ones, so that
+//! whatever else the machine does shows in both.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     case::{Daemons, Stage},
     client::{Client, Stalled},
     footprint::Resident,
+    kernel_memory::KernelMemory,
     path::{Seen, Watch},
     plan::{Plan, Stalling},
     stats::{median, micros},
 };
+use crate::admin::scrape;
 
-/// Memory of both daemons with stalled downloads.
+/// Memory of both daemons.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Memory {
     pub(super) agent: Resident,
     pub(super) master: Resident,
+    pub(super) agent_kernel: KernelMemory,
+    pub(super) master_kernel: KernelMemory,
 }
 
 impl Memory {
-    pub(super) fn of(daemons: Daemons<'_>) -> Result<Self> {
+    pub(super) fn of(stage: &Stage) -> Result<Self> {
+        let daemons = daemons(stage)?;
+        let [master_kernel, agent_kernel] = stage.kernel_memory()?;
         Ok(Self {
             agent: Resident::of(daemons.agent.pid())?,
             master: Resident::of(daemons.master.pid())?,
+            agent_kernel,
+            master_kernel,
         })
+    }
+
+    /// What the kernel holds for both.
+    pub(super) fn kernel(self) -> KernelMemory {
+        self.agent_kernel + self.master_kernel
     }
 }
 
@@ -43,14 +57,66 @@ pub(super) struct Patience {
     pub(super) p99_us: f64,
 }
 
-/// Memory while so many downloads stand still.
-pub(super) async fn memory(stage: &Stage, stalling: Stalling) -> Result<Memory> {
-    let watch = Watch::begin(stage);
-    let stalled = stall(stage, stalling).await?;
+/// Memory while so many connections stand idle that were used once, and how many pipes the agent
+/// then has in use.
+pub(super) async fn idle_memory(stage: &Stage, connections: u64) -> Result<(Memory, f64)> {
+    let watch = Watch::begin(stage).await?;
+    let idling = stage.client()?.idle(connections);
+    let idle = stage.client_host().spawn(idling);
+    let idle = idle.await.context("the client's task")??;
     settle(daemons(stage)?).await?;
-    let memory = Memory::of(daemons(stage)?)?;
-    watch.settle(stage, stalled.end(), Seen::Part).await?;
-    Ok(memory)
+    let memory = Memory::of(stage)?;
+    let [_, agent] = stage.admin();
+    let pipes = scrape(&agent)
+        .await?
+        .get(r#"proxymux_agent_pipes{state="held"}"#);
+    let ended = stage.client_host().spawn(idle.finish());
+    let traffic = ended.await.context("the client's task")??;
+    watch.settle(stage, traffic, Seen::All).await?;
+    Ok((memory, pipes))
+}
+
+/// Downloads of one stage that stand still.
+pub(super) struct Standing {
+    watch: Watch,
+    stalled: Stalled,
+}
+
+impl Standing {
+    /// Starts so many, and waits until nothing moves any more.
+    pub(super) async fn begin(stage: &Stage, stalling: Stalling) -> Result<Self> {
+        let watch = Watch::begin(stage).await?;
+        let stalled = stall(stage, stalling).await?;
+        settle(daemons(stage)?).await?;
+        Ok(Self { watch, stalled })
+    }
+
+    /// Whether each of them goes on when it is read again; ends them all.
+    pub(super) async fn end(self, stage: &Stage) -> Result<()> {
+        let going_on = stage.client_host().spawn(self.stalled.go_on());
+        let traffic = going_on.await.context("the client's task")??;
+        self.watch.settle(stage, traffic, Seen::Part).await
+    }
+}
+
+/// Memory while downloads stand still, of each stage at both moments.
+pub(super) async fn stalled_memory(stages: &[&Stage], plan: &Plan) -> Result<Vec<[Memory; 2]>> {
+    let mut standing = Vec::new();
+    for stage in stages {
+        standing.push(Standing::begin(stage, plan.memory).await?);
+    }
+    let began = Instant::now();
+    let mut looks = Vec::new();
+    for at in plan.looks {
+        sleep_until(began + at).await;
+        let look: Result<Vec<_>> = stages.iter().map(|stage| Memory::of(stage)).collect();
+        looks.push(look?);
+    }
+    for (stage, standing) in stages.iter().zip(standing) {
+        standing.end(stage).await?;
+    }
+    let [first, later]: [Vec<_>; 2] = looks.try_into().unwrap_or_default();
+    Ok(first.into_iter().zip(later).map(|(a, b)| [a, b]).collect())
 }
 
 /// A healthy stream in turns alone and beside stalled ones.
@@ -77,7 +143,7 @@ struct Block {
 }
 
 async fn block(stage: &Stage, plan: &Plan, stalling: Option<Stalling>) -> Result<Block> {
-    let watch = Watch::begin(stage);
+    let watch = Watch::begin(stage).await?;
     let stalled = match stalling {
         Some(stalling) => Some(stall(stage, stalling).await?),
         None => None,

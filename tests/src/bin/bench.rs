@@ -18,18 +18,29 @@ struct Args {
     /// Less of everything, done within a minute
     #[arg(long)]
     quick: bool,
+    /// As the full run with fewer rounds and no fleet: about five minutes
+    #[arg(long, conflicts_with = "quick")]
+    short: bool,
     /// So little of everything that the figures are worth nothing: for testing the bench
-    #[arg(long, hide = true, conflicts_with = "quick")]
+    #[arg(long, hide = true, conflicts_with_all = ["quick", "short"])]
     tiny: bool,
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them to this file as a document, too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Draw them into this directory as SVG files
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let plan = if args.quick {
         Plan::quick()
+    } else if args.short {
+        Plan::short()
     } else if args.tiny {
         Plan::tiny()
     } else {
@@ -42,8 +53,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let json = args.json;
-    let ended = runtime.block_on(bench::run(Options { plan, json }, &mut io::stdout()));
+    let options = Options {
+        plan,
+        json: args.json,
+        markdown: args.markdown,
+        plots: args.plots,
+    };
+    let ended = runtime.block_on(bench::run(options, &mut io::stdout()));
     match ended {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),

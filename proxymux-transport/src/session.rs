@@ -34,6 +34,10 @@ pub struct SessionCore {
     socket: SessionSocket,
     watch: Option<SegmentWatch>,
     driver: JoinHandle<SessionFault>,
+    /// Why it is over, until that has been told.
+    failure: Option<ControlError>,
+    /// By when the peer, which is told why this end ends it, has to have heard of it.
+    goodbye_by: Option<Instant>,
 }
 
 /// Something that the daemon has to act on.
@@ -90,6 +94,8 @@ impl SessionCore {
             socket,
             watch: None,
             driver,
+            failure: None,
+            goodbye_by: None,
         }
     }
 
@@ -185,6 +191,10 @@ impl SessionCore {
     /// Cancel-safe. Not to be called again after [`Event::Over`].
     pub async fn next(&mut self) -> Event {
         loop {
+            // Kept, as a caller that waits for other things too may drop this while it explains.
+            if self.failure.is_some() {
+                return Event::Over(self.explain().await);
+            }
             let done = tokio::select! {
                 message = self.control.next() => match message {
                     Ok(message) => self.take_in(message),
@@ -199,7 +209,7 @@ impl SessionCore {
             match done {
                 Ok(None) => {}
                 Ok(Some(event)) => return event,
-                Err(error) => return Event::Over(self.explain(error).await),
+                Err(error) => self.failure = Some(error),
             }
         }
     }
@@ -278,23 +288,35 @@ impl SessionCore {
         })
     }
 
-    async fn explain(&mut self, error: ControlError) -> SessionOver {
-        match error {
-            ControlError::Decode(_) | ControlError::Stream(StreamError::Frame(_)) => {
+    /// Cancel-safe: what was begun is gone on with by the next call.
+    async fn explain(&mut self) -> SessionOver {
+        match &self.failure {
+            Some(
+                error @ (ControlError::Decode(_) | ControlError::Stream(StreamError::Frame(_))),
+            ) => {
                 // Its log is to have the reason as well.
-                let end = SessionEnd::new(EndCode::Protocol, &chain(&error));
-                self.say_end(end, GOODBYE_LIMIT).await;
-                SessionOver::Control(error)
-            }
-            ControlError::Encode(_) | ControlError::Stuck { .. } => SessionOver::Control(error),
-            // A control stream mostly fails because the session under it did, which says more.
-            ControlError::Closed | ControlError::Stream(_) => {
-                match tokio::time::timeout(DRIVER_ENDS_WITHIN, &mut self.driver).await {
-                    Ok(Ok(fault)) => SessionOver::Fault(fault),
-                    Ok(Err(_)) | Err(_) => SessionOver::Control(error),
+                let end = SessionEnd::new(EndCode::Protocol, &chain(error));
+                match self.goodbye_by {
+                    Some(by) => {
+                        let left = by.saturating_duration_since(Instant::now());
+                        self.say_goodbye(left).await;
+                    }
+                    None => {
+                        self.goodbye_by = Some(Instant::now() + GOODBYE_LIMIT);
+                        self.say_end(end, GOODBYE_LIMIT).await;
+                    }
                 }
             }
+            // A control stream mostly fails because the session under it did, which says more.
+            Some(ControlError::Closed | ControlError::Stream(_)) => {
+                let ended = tokio::time::timeout(DRIVER_ENDS_WITHIN, &mut self.driver).await;
+                if let Ok(Ok(fault)) = ended {
+                    return SessionOver::Fault(fault);
+                }
+            }
+            _ => {}
         }
+        SessionOver::Control(self.failure.take().unwrap_or(ControlError::Closed))
     }
 }
 
@@ -324,3 +346,47 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The driver ends in the same turn as its streams do.
 const DRIVER_ENDS_WITHIN: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use proxymux_proto::encode_frame;
+
+    use super::*;
+    use crate::mux::testing::{LIMITS, Session, tcp_pair};
+
+    #[tokio::test]
+    async fn why_a_session_is_over_is_told_however_often_the_wait_for_it_is_broken_off() {
+        let mut session = Session::in_memory(LIMITS);
+        let mut agent = session.agent.mux.open().await.unwrap();
+        let garbage = encode_frame(b"\xff\xff\xff\xff").unwrap();
+        agent.send(&garbage).await.unwrap();
+        let control = session.master.incoming.next().await.unwrap();
+        let (socket, _far) = tcp_pair(None).await;
+        let mut core = SessionCore::new(
+            session.master.mux,
+            ControlStream::new(control),
+            SessionSocket::new(&socket).unwrap(),
+            session.master.driver,
+        );
+
+        let over = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    event = core.next() => return event,
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        };
+        let over = tokio::time::timeout(Duration::from_secs(10), over).await;
+
+        let over = over.expect("it is told");
+        assert!(
+            matches!(
+                over,
+                Event::Over(SessionOver::Control(ControlError::Decode(_)))
+            ),
+            "{over:?}"
+        );
+    }
+}

@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 
 use proxymux_proto::{FlowDirection, FlowMessage, FlowOpen, OpenRequest};
 use proxymux_transport::flow::{FlowConnection, FlowFault};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{Owner, log_broken, serve};
 use crate::agent::Agent;
@@ -22,18 +25,20 @@ pub(crate) enum DirectFault {
     Hello(#[source] FlowFault),
 }
 
-/// Serves a connection that begins as a flow does. `early` is what was read of it, at most a hello.
+/// Serves a connection that begins as a flow does. `early` is what was read of it, at most a hello,
+/// and `since` when it came.
 ///
 /// It returns as soon as the flow has proven itself: what follows runs in a task of its own, and
 /// takes no place from connections that have proven nothing.
 pub(crate) async fn accept(
     connection: TcpStream,
     early: &[u8],
+    since: Instant,
     agent: &Arc<Agent>,
 ) -> Result<(), DirectFault> {
     let direction = FlowDirection::Direct;
     let accepting = FlowConnection::accept(connection, early, &agent.flows.table, direction);
-    let accepted = timeout(HELLO_LIMIT, accepting).await;
+    let accepted = timeout_at(since + HELLO_LIMIT, accepting).await;
     let accepted = accepted.map_err(|_| DirectFault::Slow(HELLO_LIMIT))?;
     let (flow, owner) = accepted.map_err(|fault| {
         agent.metrics.flows.broken(direction, &fault);

@@ -132,7 +132,7 @@ pub(super) async fn serve(arrival: Arrival, agent: Arc<Agent>, cut: Cancellation
         Ok(First::Tls(early)) => early,
         Ok(First::Flow(early)) => {
             let taken = tokio::select! {
-                taken = flows::accept(connection, &early, &agent) => {
+                taken = flows::accept(connection, &early, started, &agent) => {
                     taken.map_err(SteeredError::Flow)
                 }
                 () = cut.cancelled() => Err(SteeredError::Gone(None)),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use proxymux_proto::{
-    AbortCode, ControlMessage, Drain, EndCode, OpenAnswer, RefuseCode, SessionEnd, encode_frame,
+    AbortCode, ControlMessage, Drain, EndCode, FLOW_HELLO_LEN, MAX_FLOW_POOL, OpenAnswer,
+    RefuseCode, Registered, SessionEnd, encode_frame,
 };
 use proxymux_testkit::{cluster::Cluster, pki::CertFiles, process::LogEvent};
 use proxymux_tests::{
@@ -19,7 +20,11 @@ use proxymux_tests::{
     rogue::{RogueHost, RogueSession, accept, messages},
 };
 use proxymux_transport::stream::MessageStream;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::timeout,
+};
 
 use crate::stage::second_master;
 
@@ -68,6 +73,46 @@ async fn a_bad_answer_to_the_registration_is_told_with_what_is_wrong() -> Result
         }
         session.ends().await?;
     }
+    stage.bystander.is_served().await
+}
+
+/// As many as the protocol has, of which it resets some, answers some without a proof, and says
+/// nothing to the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_that_a_master_wants_and_does_not_take_harm_nobody() -> Result<()> {
+    let mut stage = RogueMaster::new().await?;
+    let mut session = stage.registering_agent().await?;
+    let wanting = Registered {
+        flow_pool: MAX_FLOW_POOL,
+        ..messages::registered()
+    };
+    session.send(&ControlMessage::Registered(wanting)).await?;
+
+    let mut kept = Vec::new();
+    for number in 0..MAX_FLOW_POOL {
+        let (mut flow, _) = within(SOON, "a flow", stage.listener.accept()).await?;
+        let mut hello = [0; FLOW_HELLO_LEN];
+        within(SOON, "a hello", flow.read_exact(&mut hello)).await?;
+        match number % 3 {
+            0 => continue,
+            1 => flow.write_all(&ACCEPTED_WITHOUT_PROOF).await?,
+            _ => {}
+        }
+        kept.push(flow);
+    }
+
+    let rogue = stage.cluster.master_addr(1);
+    let complaint = stage.agent_event(|event| {
+        event.message.starts_with("no flow to the master") && event.text("master") == Some(&*rogue)
+    })?;
+    assert_eq!(complaint.level, "WARN", "{complaint:?}");
+    // From now on there is a pause before the next one, which goes alone.
+    let more = timeout(Duration::from_millis(100), async {
+        stage.listener.accept().await?;
+        anyhow::Ok(stage.listener.accept().await?)
+    });
+    assert!(more.await.is_err(), "two more at once");
+    drop(open_to_kubelet(&session).await?);
     stage.bystander.is_served().await
 }
 
@@ -254,7 +299,7 @@ async fn garbage_in_place_of_frames_ends_that_session_only() -> Result<()> {
     let mut stage = RogueMaster::new().await?;
     let mut stream = stage.accept().await?;
 
-    tokio::io::AsyncWriteExt::write_all(&mut stream, &[b'x'; 4096]).await?;
+    stream.write_all(&[b'x'; 4096]).await?;
 
     let event = stage.agent_event(|event| event.message == "no session")?;
     let error = event.text("error").context("an error")?;
@@ -394,6 +439,13 @@ fn drain() -> ControlMessage {
 
 /// Many more than the agent has threads, and than a master would ever have pending.
 const SILENT_STREAMS: usize = 200;
+
+/// Its header, and nothing where the proof should be.
+const ACCEPTED_WITHOUT_PROOF: [u8; 36] = {
+    let mut answer = [0; 36];
+    answer[0] = 1;
+    answer
+};
 
 const MAX_FRAME_LEN_PLUS_ONE: u32 = 64 * 1024 + 1;
 

@@ -23,6 +23,8 @@ for module in /modules/*; do
 done
 ip link set lo up || echo "vm: problem: cannot set up lo"
 
+# As systemd has it; the kernel begins with 1024, which is little for both ends of everything.
+ulimit -n 20000
 export PROXYMUX_BIN_DIR=/daemons
 while read -r program filter; do
     echo "vm: start $program $filter"

@@ -1,9 +1,9 @@
 //! Relaying one connection to another, with no session in between.
 //!
-//! Owns passing on half-close and reset, the idle limit, and the count of bytes, as `relay` does for
-//! a connection and a stream. Leaves opening either end, and logging, to the daemons, and how bytes
-//! get from one socket to the other to a [`Mover`]: [`Copying`], or that of `splice`.
-//! Read [`relay_pair`].
+//! Owns passing on half-close and reset, the idle limit, a side whose packets vanish (`vanished`),
+//! and the count of bytes, as `relay` does for a connection and a stream. Leaves opening either end,
+//! and logging, to the daemons, and how bytes get from one socket to the other to a [`Mover`]:
+//! [`Copying`], or that of `splice`. Read [`relay_pair`].
 
 use std::{
     io,
@@ -24,9 +24,13 @@ use crate::{
 };
 
 mod copying;
+mod vanished;
 
-use self::copying::poll_throw_away;
 pub(crate) use self::copying::{Copying, READ_LEN};
+use self::{
+    copying::poll_throw_away,
+    vanished::{Account, NothingAcknowledged, Vanished, Vanishing},
+};
 
 /// Relays between a client and its target until both directions have ended, or one side failed.
 ///
@@ -71,6 +75,7 @@ where
         over: false,
         last_moved: now,
         last_watched: now,
+        vanishing: Vanishing::new(now),
         idle_timeout: options.idle_timeout,
         watch: Box::pin(tokio::time::sleep(WATCH_PERIOD)),
         cancelled: Box::pin(options.cancel.clone().cancelled_owned()),
@@ -131,6 +136,7 @@ struct Pair<C: Endpoint, T: Endpoint, M> {
     over: bool,
     last_moved: Instant,
     last_watched: Instant,
+    vanishing: Vanishing,
     idle_timeout: Option<Duration>,
     watch: Pin<Box<Sleep>>,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -199,7 +205,7 @@ where
         let (n, fault) = self.there.poll(cx, &mut self.client, &mut self.target);
         if n > 0 {
             self.bytes.add_to_stream(n);
-            self.last_moved = Instant::now();
+            self.note_move();
         }
         if Mover::<C, T>::holds(&self.there.mover) {
             self.bytes.sending_waits();
@@ -221,7 +227,7 @@ where
         let (n, fault) = self.back.poll(cx, &mut self.target, &mut self.client);
         if n > 0 {
             self.bytes.add_from_stream(n);
-            self.last_moved = Instant::now();
+            self.note_move();
         }
         if Mover::<T, C>::holds(&self.back.mover) {
             self.bytes.receiving_waits();
@@ -240,6 +246,11 @@ where
         }
     }
 
+    fn note_move(&mut self) {
+        self.last_moved = Instant::now();
+        self.vanishing.moved(self.last_moved);
+    }
+
     fn client_failed(&self, error: &dyn std::error::Error) -> Outcome {
         self.bytes.failed(error);
         Outcome::LocalReset
@@ -250,8 +261,9 @@ where
         Outcome::PeerAborted(AbortCode::Reset)
     }
 
-    /// Looks after what no wake-up tells: a connection that was reset while it is not being read,
-    /// and the idle limit. A relay that reads both and has no limit is not woken for this.
+    /// Looks after what no wake-up tells: a connection that was reset while it is not being read, one
+    /// whose packets vanish, and the idle limit. A relay that reads both, of which nothing is under
+    /// way and that has no limit, is not woken for this.
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         while let Some(due) = self.watch_due() {
             // When something moves, `due` moves away; then the timer finds out when it fires.
@@ -262,6 +274,9 @@ where
             let now = Instant::now();
             self.last_watched = now;
             if let Err(outcome) = self.look_at_connections() {
+                return Poll::Ready(outcome);
+            }
+            if let Err(outcome) = self.look_for_vanished(now) {
                 return Poll::Ready(outcome);
             }
             if self.there.leave_due().is_some_and(|due| due <= now) {
@@ -281,7 +296,8 @@ where
         let stalled = self.there.is_stalled::<C, T>() || self.back.is_stalled::<T, C>();
         let look = stalled.then(|| self.last_watched + WATCH_PERIOD);
         let leave = [self.there.leave_due(), self.back.leave_due()];
-        let dues = [look, self.idle_due()].into_iter().chain(leave);
+        let dues = [look, self.idle_due(), self.vanishing.due()];
+        let dues = dues.into_iter().chain(leave);
         dues.flatten().min()
     }
 
@@ -297,6 +313,19 @@ where
             return Err(self.target_failed(&socket::take_error(&self.target.socket())));
         }
         Ok(())
+    }
+
+    fn look_for_vanished(&mut self, now: Instant) -> Result<(), Outcome> {
+        if self.vanishing.due().is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        let client = Account::of(&self.client.socket());
+        let target = Account::of(&self.target.socket());
+        match self.vanishing.look(now, client, target) {
+            None => Ok(()),
+            Some(Vanished::Client) => Err(self.client_failed(&NothingAcknowledged)),
+            Some(Vanished::Target) => Err(self.target_failed(&NothingAcknowledged)),
+        }
     }
 
     fn idle_due(&self) -> Option<Instant> {

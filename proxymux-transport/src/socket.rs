@@ -238,6 +238,15 @@ pub fn tcp_segments(socket: &impl AsFd) -> Option<TcpSegments> {
     })
 }
 
+/// Asks the kernel whether it repeats itself on a TCP connection: a segment, or the question whether
+/// a peer that takes nothing takes something again, was sent by its timer and is not answered yet.
+/// `None` for other sockets.
+#[must_use]
+pub fn tcp_repeats_itself(socket: &impl AsFd) -> Option<bool> {
+    let [timeouts, probes] = TcpInfo::of(socket)?.bytes(TCP_INFO_RETRANSMITS)?;
+    Some(timeouts > 0 || probes > 0)
+}
+
 /// The kernel's account of a TCP connection, as long as this kernel makes it.
 struct TcpInfo {
     bytes: [u8; TCP_INFO_SIZE],
@@ -414,7 +423,7 @@ const CMSG_HEADER: usize = 32;
 const SCRAP_LEN: usize = 4 * 1024;
 
 /// Places in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end: after
-/// 8 bytes, of which the third is `tcpi_retransmits`, come 24 words, of which `tcpi_snd_mss` is the
+/// 8 bytes, of which the third and fourth are `tcpi_retransmits` and `tcpi_probes`, come 24 words, of which `tcpi_snd_mss` is the
 /// third, `tcpi_unacked` the fifth, `tcpi_last_data_recv` the twelfth and `tcpi_advmss` the
 /// twentieth; then two 64-bit pacing rates, `tcpi_bytes_acked` and `tcpi_bytes_received`, two words, and `tcpi_notsent_bytes`.
 const TCP_INFO_RETRANSMITS: usize = 2;

@@ -147,10 +147,7 @@ impl Pool {
         }
         state.wanted = (state.wanted / 2).max(self.configured);
         state.strained = Instant::now();
-        let most = usize::try_from(state.wanted).unwrap_or(usize::MAX);
-        // The oldest go; the agent sees their end and has no reason to replace them.
-        let beyond = state.idle.len().saturating_sub(most);
-        state.idle.drain(..beyond);
+        // The agent lets those go that are too many: it would replace what is ended here.
         Some(state.wanted)
     }
 

@@ -149,6 +149,28 @@ async fn what_is_no_tls_goes_by_the_session_and_the_flow_carries_none_of_it() {
     }
 }
 
+/// What is no plain socket, as a client with TLS at a front door is none.
+#[tokio::test]
+async fn a_client_that_cannot_be_spliced_is_copied() {
+    let stage = Stage::with("").await;
+    let flow = stage.idle().await;
+    let (tunnel, agent) = open(&stage, flow).await;
+    let (mut client, near) = tokio::io::duplex(64 * 1024);
+    let relay = relay(&stage, near.into(), CLIENT_HELLO, tunnel);
+    let mut agent = agent.into_connection();
+    reads(&mut agent, CLIENT_HELLO).await;
+
+    agent.write_all(b"answer").await.unwrap();
+    agent.shutdown().await.unwrap();
+    client.write_all(b"rest").await.unwrap();
+    client.shutdown().await.unwrap();
+
+    reads(&mut client, b"answer").await;
+    reads(&mut agent, b"rest").await;
+    tokio::time::timeout(SOON, relay).await.unwrap().unwrap();
+    assert_eq!(stage.master.flows.pipes.relays_spliced(), 0);
+}
+
 #[tokio::test]
 async fn a_client_that_ends_without_a_byte_is_served_by_the_session() {
     let mut standing = Standing::with("", b"").await;

@@ -166,7 +166,7 @@ async fn give_up(
 
 async fn ask(api: &ApiServer, targets: &Targets, wish: Wish) -> Result<Tunnel> {
     let mut tunnel = api.connect(&targets.dispenser).await?;
-    tunnel.write_all(&[wish.byte()]).await?;
+    tunnel.write_all(&wish.bytes()).await?;
     tunnel.flush().await?;
     Ok(tunnel)
 }

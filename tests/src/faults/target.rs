@@ -1,7 +1,8 @@
 //! A far end for clients that give up: it does not mind, and it keeps nothing.
 //!
-//! The first byte of a connection says what it does, see [`Wish`]. How many connections it has is
-//! the far side's own account of what the tunnel has left open.
+//! The first bytes of a connection say what it does, see [`Wish`]; they begin as TLS does, so that
+//! fast paths take them. How many connections it has is the far side's own account of what the
+//! tunnel has left open.
 
 use std::{io, sync::Arc};
 
@@ -45,7 +46,12 @@ impl Drop for Dispenser {
 }
 
 impl Wish {
-    pub(super) fn byte(self) -> u8 {
+    /// What a client says for it.
+    pub(super) fn bytes(self) -> [u8; 3] {
+        [0x16, 0x03, self.byte()]
+    }
+
+    fn byte(self) -> u8 {
         match self {
             Self::Source => b's',
             Self::Echo => b'e',
@@ -88,7 +94,9 @@ async fn accept(listener: TcpListener, open: Arc<()>) {
 }
 
 async fn serve(mut connection: TcpStream) -> io::Result<()> {
-    let wish = connection.read_u8().await?;
+    let mut said = [0; 3];
+    connection.read_exact(&mut said).await?;
+    let [.., wish] = said;
     if wish == Wish::Source.byte() {
         loop {
             connection.write_all(&[7; 16 * 1024]).await?;

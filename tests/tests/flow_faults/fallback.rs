@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use proxymux_testkit::cluster::Cluster;
+use anyhow::{Context, Result, ensure};
+use proxymux_testkit::{cluster::Cluster, process::LogEvent};
 use proxymux_tests::{
-    access::access_lines_now,
+    access::{access_line_with, access_lines_now},
     asking::Asking,
     limits::{SOON, within},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::stage::{block, by_path, counts, direct, goes_by, lines_since, open_again, reverse};
+use crate::stage::{
+    block, by_path, counts, direct, drop_at, goes_by, lines_since, open_again, reverse,
+};
 
 /// New connections to kubelets, and to the port for agents.
 const DIALS_TO_KUBELETS: &str = "tcp dport 10250 tcp flags & (syn | ack) == syn";
@@ -58,7 +60,7 @@ async fn direct_then_reverse_then_the_session_and_nobody_is_turned_away() -> Res
 }
 
 /// What users get for two seconds.
-async fn phase(cluster: &mut Cluster) -> Vec<proxymux_testkit::process::LogEvent> {
+async fn phase(cluster: &mut Cluster) -> Vec<LogEvent> {
     // Those that are under way began before.
     sleep(Duration::from_millis(500)).await;
     let before = access_lines_now(cluster.master(0)).len();
@@ -94,6 +96,58 @@ async fn idle_flows_that_died_without_a_word_cost_a_moment_and_no_request() -> R
 
     open_again(&cluster, "input")?;
     goes_by(&cluster, 0, "reverse").await
+}
+
+/// Keep-alive does not find this, since something is under way: the request itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_on_a_flow_whose_packets_vanish_ends_within_a_minute() -> Result<()> {
+    for way in [Way::OwnFirewall, Way::Router] {
+        vanishing(way).await?;
+    }
+    Ok(())
+}
+
+/// Where packets vanish. The kernel takes a firewall of its own for a peer that takes nothing.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    OwnFirewall,
+    Router,
+}
+
+async fn vanishing(way: Way) -> Result<()> {
+    let mut cluster = direct().start()?;
+    goes_by(&cluster, 0, "direct").await?;
+    let (api, target) = (cluster.api()?, cluster.target(0));
+    let connecting = api.connect_kubelet(&target);
+    let mut connection = within(SOON, "connect", connecting).await?;
+    within(SOON, "healthz", connection.get("/healthz")).await?;
+
+    // Both ways, or the agent's keep-alive would tell with a reset.
+    match way {
+        Way::OwnFirewall => {
+            block(&cluster, "output", "tcp dport 10250")?;
+            block(&cluster, "input", "tcp sport 10250")?;
+        }
+        Way::Router => {
+            let router = cluster.topology().router();
+            drop_at(router, "forward", "meta l4proto tcp th dport 10250")?;
+            drop_at(router, "postrouting", "meta l4proto tcp th sport 10250")?;
+        }
+    }
+    let asked = Instant::now();
+    let answer = timeout(Duration::from_secs(60), connection.get("/healthz")).await;
+
+    let answer = answer.context("the request hangs")?;
+    ensure!(answer.is_err(), "{answer:?}");
+    eprintln!("{way:?}: the request ended after {:?}", asked.elapsed());
+    // Others have long gone by other ways.
+    let reply = within(SOON, "healthz", api.get(&target, "/healthz")).await?;
+    assert_eq!(reply.status, 200);
+    let outcome = |line: &LogEvent| line.text("outcome") == Some("peer-reset");
+    let line = access_line_with(cluster.master(0), outcome).await?;
+    let error = line.text("error").unwrap_or_default();
+    ensure!(error.starts_with("nothing was acknowledged"), "{line:#?}");
+    Ok(())
 }
 
 /// The port from which the agent's session comes, as the master sees it.

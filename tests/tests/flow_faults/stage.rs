@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use proxymux_testkit::{
     cluster::{Cluster, ClusterBuilder},
-    netns::Reach,
+    netns::{Host, Reach},
     process::LogEvent,
 };
 use proxymux_tests::{
@@ -89,7 +89,12 @@ pub(crate) fn by_path(lines: &[LogEvent], path: &str) -> usize {
 
 /// Drops what matches at the master's machine, until [`open_again`].
 pub(crate) fn block(cluster: &Cluster, hook: &str, matches: &str) -> Result<()> {
-    cluster.topology().master().nft(&format!(
+    drop_at(cluster.topology().master(), hook, matches)
+}
+
+/// Drops what matches at a machine.
+pub(crate) fn drop_at(host: &Host, hook: &str, matches: &str) -> Result<()> {
+    host.nft(&format!(
         "table inet blocked_{hook} {{\n\
          chain it {{\n\
          type filter hook {hook} priority 0; policy accept;\n\

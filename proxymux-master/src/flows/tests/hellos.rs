@@ -57,7 +57,6 @@ async fn what_is_not_to_be_believed_is_refused_by_its_reason_and_good_ones_still
             false,
         ),
         ("version", version, false),
-        ("not-a-hello", vec![b'P'; 4 * FLOW_HELLO_LEN], false),
         ("connection", replayed[..10].to_vec(), true),
     ];
 
@@ -72,6 +71,18 @@ async fn what_is_not_to_be_believed_is_refused_by_its_reason_and_good_ones_still
     let again = stage.idle().await;
     assert!(good.is_quiet() && again.is_quiet());
     drop(first);
+}
+
+#[tokio::test]
+async fn what_only_begins_with_the_same_letter_is_named_as_no_tls() {
+    let stage = Stage::with("").await;
+
+    let mut connection = send(&stage, b"POST / HTTP/1.1\r\n\r\n", false).await;
+
+    sees_the_end(&mut connection).await;
+    let failed = &stage.master.metrics.arrivals_failed;
+    eventually(|| failed.get("tls").get() == 1).await;
+    assert_eq!(stage.refused("not-a-hello"), 0);
 }
 
 #[tokio::test]

@@ -28,7 +28,8 @@ use rustls::pki_types::ServerName;
 
 use self::raw::RawConfig;
 pub use self::values::{
-    Attach, ClientIdentity, Guard, InterfaceName, Mode, ServerAddr, ServerAddrError, SteerPlain,
+    Attach, ClientIdentity, Guard, InterfaceName, Mode, OnOff, ServerAddr, ServerAddrError,
+    SteerPlain,
 };
 
 mod checked;
@@ -77,6 +78,8 @@ pub struct Config {
     pub flow_buffer: FlowBuffer,
     /// Whether the payload of plain connections stays in the kernel.
     pub splice: AutoOff,
+    /// Whether masters may measure the paths to this node.
+    pub perf: OnOff,
     /// Whose kubelet-bound traffic is steered; empty means the masters'.
     pub steer_from: Vec<IpNet>,
     /// What happens to a steered connection that is no flow.
@@ -220,6 +223,7 @@ impl Config {
             .add("fast-path", self.fast_path.word())
             .add("flow-buffer", self.flow_buffer)
             .add("splice", self.splice.word())
+            .add("perf", self.perf.word())
             .add_list("steer-from", &self.steer_from)
             .add("steer-plain", self.steer_plain.word())
             .add("guard", self.guard.word())

@@ -10,6 +10,7 @@ mod board;
 mod certificates;
 pub mod config;
 pub mod discovery;
+mod far_end;
 mod flows;
 mod link;
 mod masters;

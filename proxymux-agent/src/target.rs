@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::{AllowedRange, Host, NodeName, RefuseCode, TargetAddr};
+use proxymux_proto::{AllowedRange, Host, Measure, NodeName, RefuseCode, TargetAddr};
 use proxymux_transport::socket;
 use tokio::net::TcpStream;
 
-use crate::config::Config;
+use crate::{config::Config, far_end::FarEnds};
 
 /// Decides which targets may be dialled, and where each really is.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(crate) struct TargetPolicy {
     own_addresses: Vec<IpAddr>,
     kubelet: SocketAddr,
     allow: Vec<AllowedRange>,
+    far_ends: FarEnds,
 }
 
 /// Why a target was not connected.
@@ -31,6 +32,10 @@ pub(crate) enum DialError {
     NotAllowed { target: TargetAddr, node: NodeName },
     #[error("target {target} is not the kubelet of node {node}, to which alone flows lead")]
     NotKubelet { target: TargetAddr, node: NodeName },
+    #[error("node {node} lets no master measure: its configuration has perf: off")]
+    PerfOff { node: NodeName },
+    #[error("node {node} has no end for measuring with the number {number}")]
+    NoSuchEnd { number: u32, node: NodeName },
     #[error("node {node} cannot connect to {what} at {at}")]
     Failed {
         node: NodeName,
@@ -53,6 +58,8 @@ pub(crate) enum DialError {
 pub(crate) struct Destination {
     at: SocketAddr,
     what: &'static str,
+    /// It is played by this agent.
+    measure: Option<Measure>,
 }
 
 impl TargetPolicy {
@@ -65,6 +72,7 @@ impl TargetPolicy {
             own_addresses,
             kubelet: config.kubelet_addr,
             allow: config.allow.clone(),
+            far_ends: FarEnds::new(config.perf),
         }
     }
 
@@ -80,7 +88,11 @@ impl TargetPolicy {
         target
             .as_socket_addr()
             .filter(|at| self.allow.iter().any(|range| covers(range, *at)))
-            .map(|at| Destination { at, what: "target" })
+            .map(|at| Destination {
+                at,
+                what: "target",
+                measure: None,
+            })
             .ok_or_else(|| DialError::NotAllowed {
                 target: target.clone(),
                 node: self.node.clone(),
@@ -115,6 +127,25 @@ impl TargetPolicy {
         Destination {
             at: self.kubelet,
             what: "its kubelet",
+            measure: None,
+        }
+    }
+
+    /// An end for measuring, in the kubelet's place.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration does not allow it, or it is not known.
+    pub(crate) fn decide_measure(&self, measure: Measure) -> Result<Destination, DialError> {
+        let node = self.node.clone();
+        match measure {
+            _ if self.far_ends.is_off() => Err(DialError::PerfOff { node }),
+            Measure::Other(number) => Err(DialError::NoSuchEnd { number, node }),
+            measure => Ok(Destination {
+                at: self.kubelet,
+                what: "an end for measuring",
+                measure: Some(measure),
+            }),
         }
     }
 
@@ -144,9 +175,15 @@ impl TargetPolicy {
         limit: Duration,
         prepare: impl FnOnce(&TcpStream) -> io::Result<G>,
     ) -> Result<(TcpStream, G), DialError> {
-        let Destination { at, what } = destination;
+        let Destination { at, what, measure } = destination;
         let node = self.node.clone();
-        let connected = match tokio::time::timeout(limit, TcpStream::connect(at)).await {
+        let connecting = async {
+            match measure {
+                None => TcpStream::connect(at).await,
+                Some(measure) => self.far_ends.connect(measure).await,
+            }
+        };
+        let connected = match tokio::time::timeout(limit, connecting).await {
             Ok(connected) => connected,
             Err(_) => {
                 return Err(DialError::TimedOut {
@@ -172,7 +209,13 @@ impl DialError {
     /// The code under which the master hears of it.
     pub(crate) fn code(&self) -> RefuseCode {
         match self {
-            Self::NotAllowed { .. } | Self::NotKubelet { .. } => RefuseCode::NotAllowed,
+            Self::NotAllowed { .. }
+            | Self::NotKubelet { .. }
+            | Self::PerfOff { .. }
+            | Self::NoSuchEnd { .. } => RefuseCode::NotAllowed,
+            Self::Failed { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+                RefuseCode::Busy
+            }
             Self::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 RefuseCode::TimedOut
             }
@@ -229,6 +272,24 @@ allow: [ { cidr: 10.244.2.0/24, ports: 8000-8999 }, { cidr: 'fd00::/64', ports: 
     }
 
     #[test]
+    fn ends_for_measuring_are_there_unless_the_configuration_says_no() {
+        policy().decide_measure(Measure::Echo).unwrap();
+        let unknown = policy().decide_measure(Measure::Other(9)).unwrap_err();
+        assert_eq!(
+            unknown.to_string(),
+            "node worker-1 has no end for measuring with the number 9"
+        );
+        let file = format!("{FILE}perf: off\n");
+        let policy = TargetPolicy::new(&Config::parse(&file, "test.yaml").unwrap().0);
+        let error = policy.decide_measure(Measure::Echo).unwrap_err();
+        assert_eq!(error.code(), RefuseCode::NotAllowed);
+        assert_eq!(
+            error.to_string(),
+            "node worker-1 lets no master measure: its configuration has perf: off"
+        );
+    }
+
+    #[test]
     fn everything_else_is_refused_by_name() {
         for target in [
             "10.0.10.10:22",
@@ -270,6 +331,7 @@ allow: [ { cidr: 10.244.2.0/24, ports: 8000-8999 }, { cidr: 'fd00::/64', ports: 
         let destination = Destination {
             at,
             what: "its kubelet",
+            measure: None,
         };
         let error = policy()
             .dial(destination, Duration::from_secs(5))

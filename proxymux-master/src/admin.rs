@@ -10,6 +10,7 @@ use std::sync::{
 
 use proxymux_transport::{admin::Answers, certificate::utc, reload::Certificates};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
 use crate::{
     config::FrontDoor,
@@ -19,7 +20,21 @@ use crate::{
 };
 
 /// The master, as its admin address sees it.
-pub(crate) struct MasterAnswers(pub(crate) Arc<Master>);
+pub(crate) struct MasterAnswers {
+    master: Arc<Master>,
+    /// Where what is ordered runs.
+    runtime: Handle,
+}
+
+impl MasterAnswers {
+    /// To be called in the runtime that relays.
+    pub(crate) fn new(master: Arc<Master>) -> Self {
+        Self {
+            master,
+            runtime: Handle::current(),
+        }
+    }
+}
 
 /// What has been opened so far.
 #[derive(Debug, Default)]
@@ -33,7 +48,7 @@ pub(crate) struct Readiness {
 impl Answers for MasterAnswers {
     /// A master is ready without any node: which of them come is not its doing.
     fn unready(&self) -> Vec<String> {
-        let master = &self.0;
+        let master = &self.master;
         if master.shutdown.drain.is_cancelled() {
             return vec!["draining: this master was told to end".to_owned()];
         }
@@ -49,11 +64,11 @@ impl Answers for MasterAnswers {
     }
 
     fn metrics(&self) -> String {
-        self.0.metrics.scrape()
+        self.master.metrics.scrape()
     }
 
     fn status(&self) -> Value {
-        let master = &self.0;
+        let master = &self.master;
         let config = &master.config;
         let reasons = self.unready();
         let nodes = master.registry.view();
@@ -74,6 +89,15 @@ impl Answers for MasterAnswers {
             "fast_paths_off": master.flows.off().map(Why::as_str),
             "nodes": nodes.iter().map(|node| show_node(&master.flows, node)).collect::<Vec<_>>(),
         })
+    }
+
+    fn other(&self, path: &str, _query: &str) -> Option<Result<Value, String>> {
+        (path == PERF).then(|| self.master.perf.state())
+    }
+
+    fn act(&self, path: &str, query: &str) -> Option<Result<Value, String>> {
+        let master = &self.master;
+        (path == PERF).then(|| master.perf.start(master, &self.runtime, query))
     }
 }
 
@@ -138,6 +162,9 @@ fn show_session(flows: &Flows, session: &SessionHandle) -> Value {
     shown
 }
 
+/// Where `proxymux-master perf` asks.
+const PERF: &str = "/perf";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn readiness_names_what_is_not_open() {
         let master = testing::master("");
-        let answers = MasterAnswers(Arc::clone(&master));
+        let answers = MasterAnswers::new(Arc::clone(&master));
         assert_eq!(
             answers.unready(),
             [
@@ -166,7 +193,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_is_shown_with_its_session_and_when_it_is_away() {
         let master = testing::master("");
-        let answers = MasterAnswers(Arc::clone(&master));
+        let answers = MasterAnswers::new(Arc::clone(&master));
         let session = session(NODE, 1);
         session.admit(&master.registry).unwrap();
         session

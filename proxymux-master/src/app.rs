@@ -87,7 +87,7 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let master = Master::new(config, policy, certificates, shutdown);
     master.flows.log();
 
-    let answers = Arc::new(MasterAnswers(Arc::clone(&master)));
+    let answers = Arc::new(MasterAnswers::new(Arc::clone(&master)));
     let admin = Admin::start(master.config.admin.clone(), answers).map_err(AppError::Admin)?;
     let (sessions, requests, tasks) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     open(&master, &sessions, &requests, &tasks).await?;

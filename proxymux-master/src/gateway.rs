@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use proxymux_proto::{AbortCode, NodeName, TargetAddr};
+use proxymux_proto::{AbortCode, Measure, NodeName, TargetAddr};
 use proxymux_transport::{
     memory::HeldBytes,
     pair::relay_pair,
@@ -30,7 +30,7 @@ use crate::{
     direct,
     flows::{
         OpenFlow, Why,
-        choose::{Opened, Opening},
+        choose::{OnlyFailure, Opened, Opening},
         commit::{self, Limits, Verdict},
         relay_flow,
     },
@@ -154,6 +154,7 @@ impl Gateway {
             master: &self.master,
             session: &session,
             target,
+            measure: None,
             deadline,
         };
         Ok(match opening.run(by_session).await? {
@@ -209,6 +210,62 @@ impl Gateway {
                     Way::Ask(..) | Way::Dial(_) => refusal,
                 });
             }
+        }
+    }
+
+    /// Opens an end for measuring on a node, by one path and no other.
+    pub(crate) async fn open_measure(
+        &self,
+        session: &Arc<SessionHandle>,
+        target: &TargetAddr,
+        (path, measure): (Path, Measure),
+        deadline: Instant,
+    ) -> Result<Tunnel, OnlyFailure> {
+        let token = session.relays.token();
+        let opening = Opening {
+            master: &self.master,
+            session,
+            target,
+            measure: Some(measure),
+            deadline,
+        };
+        let session = Arc::clone(session);
+        Ok(match opening.only(path).await? {
+            Opened::Stream { stream, why } => Tunnel::Stream(StreamTunnel {
+                stream,
+                session,
+                token,
+                why,
+            }),
+            Opened::Flow { flow, why } => Tunnel::Flow {
+                open: flow,
+                session,
+                why,
+            },
+        })
+    }
+
+    /// Relays a connection that measures, by the path of its tunnel and no other: what a client's
+    /// first bytes are and what to do instead is not asked.
+    pub(crate) async fn relay_measure(
+        &self,
+        client: Client,
+        early: Bytes,
+        tunnel: Tunnel,
+        target: TargetAddr,
+    ) {
+        let (side, started) = (Side::StreamLeadsToTarget, Instant::now());
+        let mut access = AccessLog::new(tunnel.node(), target, "perf", side, started);
+        match tunnel {
+            Tunnel::Flow { open, .. } => {
+                access.set_path(open.path());
+                access.opened(&self.master.metrics.streams);
+                let bytes = access.bytes();
+                let outcome = relay_flow(&self.master, client, early, open, bytes).await;
+                access.finish(outcome);
+            }
+            Tunnel::Stream(tunnel) => self.relay_stream(client, early, tunnel, access).await,
+            Tunnel::Direct(connection) => self.relay_route(client, early, connection, access).await,
         }
     }
 

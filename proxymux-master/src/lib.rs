@@ -20,6 +20,7 @@ mod master;
 mod metrics;
 pub mod nodes;
 mod opening;
+pub mod perf;
 mod registry;
 mod routes;
 mod session;

@@ -1,16 +1,17 @@
 //! The master's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them; of `nodes`: no answer, or with `--ready` not ready), 2 wrong arguments or configuration.
+//! among them; of `nodes` and `perf`: no answer, or with `--ready` not ready), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use proxymux_master::{app, config::Config, nodes};
+use proxymux_master::{app, config::Config, nodes, perf};
+use proxymux_proto::NodeName;
 use proxymux_transport::{
     command::{Program, Question, TerminationLog},
-    config_file::values::AdminAddr,
+    config_file::values::{AdminAddr, admin_addr},
     telemetry::{self, Verbosity},
 };
 
@@ -47,13 +48,41 @@ enum Command {
         #[arg(long, conflicts_with_all = ["json", "watch"])]
         ready: bool,
     },
+    /// Measure the paths to a node: throughput, processor time, requests, opening connections.
+    ///
+    /// It loads the node and this master as downloads do, for some 20 seconds a path. The agent plays
+    /// the far end, unless its configuration has `perf: off`.
+    Perf(PerfArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct PerfArgs {
+    /// The node's name.
+    #[arg(long, value_name = "NAME", value_parser = NodeName::parse)]
+    node: NodeName,
+    /// Which path: all, session, reverse or direct.
+    #[arg(long, value_name = "PATH", default_value = "all", value_parser = ["all", "session", "reverse", "direct"])]
+    path: String,
+    /// For how long to download, and then to upload.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Where to ask, a Unix socket; without it, at the `admin` address in the configuration file.
+    #[arg(long, value_name = "ADDR", value_parser = admin_addr)]
+    admin: Option<AdminAddr>,
+    /// Print everything there is, as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     match &args.command {
         None => run(&args),
-        Some(Command::Nodes { question, ready }) => match admin(&args, question) {
+        Some(Command::Perf(perf)) => match admin(&args, perf.admin.as_ref()) {
+            Ok(at) => measure(&at, perf),
+            Err(code) => code,
+        },
+        Some(Command::Nodes { question, ready }) => match admin(&args, question.admin.as_ref()) {
             Ok(at) if *ready => MASTER.ask_ready(&at),
             Ok(at) => MASTER.ask(&at, question, nodes::show),
             Err(code) => code,
@@ -81,9 +110,26 @@ fn run(args: &Args) -> ExitCode {
     }
 }
 
+fn measure(at: &AdminAddr, perf: &PerfArgs) -> ExitCode {
+    let PerfArgs {
+        node,
+        path,
+        seconds,
+        json,
+        ..
+    } = perf;
+    let order = format!("/perf?node={node}&path={path}&seconds={seconds}");
+    let views = (
+        perf::show as fn(&_) -> _,
+        perf::progress as fn(&_) -> _,
+        perf::is_over as fn(&_) -> _,
+    );
+    MASTER.order(at, &order, *json, views)
+}
+
 /// Where the running master answers.
-fn admin(args: &Args, question: &Question) -> Result<AdminAddr, ExitCode> {
-    match &question.admin {
+fn admin(args: &Args, given: Option<&AdminAddr>) -> Result<AdminAddr, ExitCode> {
+    match given {
         Some(at) => Ok(at.clone()),
         None => Config::load(&args.config)
             .map(|(config, _)| config.admin)

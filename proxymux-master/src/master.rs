@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     flows::{self, Flows, Why},
     metrics::Metrics,
+    perf::Perf,
     registry::Registry,
     routes::Routes,
     session,
@@ -52,6 +53,8 @@ pub(crate) struct Master {
     pub(crate) certificates: Arc<Certificates>,
     /// Whether agents are to go over to a master that takes over from this one.
     pub(crate) moving: Moving,
+    /// The measurement that somebody has ordered.
+    pub(crate) perf: Perf,
     pub(crate) shutdown: Shutdown,
     /// Cancelled when connections that do not belong to a session are out of time.
     pub(crate) cut: CancellationToken,
@@ -86,6 +89,7 @@ impl Master {
             refused: Repeats::default(),
             certificates,
             moving: Moving::new(),
+            perf: Perf::default(),
             shutdown,
             cut: CancellationToken::new(),
             cut_off: AtomicUsize::new(0),

@@ -3,9 +3,9 @@
 //! Owns the exchange of request and answers, its limit, and the words for the user when it
 //! fails. Which session to ask, and whether to ask another, is `gateway.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use proxymux_proto::{AbortCode, OpenAnswer, OpenRequest, RefuseCode, TargetAddr};
+use proxymux_proto::{AbortCode, Measure, OpenAnswer, OpenRequest, RefuseCode, TargetAddr};
 use proxymux_transport::{
     mux::OpenError,
     stream::{MessageStream, RelayStream, StreamError},
@@ -26,7 +26,7 @@ pub(crate) enum OpenFailure {
     SessionGone,
 }
 
-/// Opens a stream to `target` by `deadline`.
+/// Opens a stream to `target`, or to an end for measuring in its place, by `deadline`.
 ///
 /// Cancel-safe: the agent stops dialling when this is dropped.
 ///
@@ -36,6 +36,7 @@ pub(crate) enum OpenFailure {
 pub(crate) async fn open(
     session: &Arc<SessionHandle>,
     target: &TargetAddr,
+    measure: Option<Measure>,
     deadline: Instant,
 ) -> Result<RelayStream, OpenFailure> {
     // A session ends soon if its agent does not take as much as its registration.
@@ -49,7 +50,12 @@ pub(crate) async fn open(
         stream: Some(stream),
         dialing: false,
     };
-    let answered = opening.ask(target, deadline.saturating_duration_since(Instant::now()));
+    let request = OpenRequest {
+        target: target.clone(),
+        budget: deadline.saturating_duration_since(Instant::now()),
+        measure,
+    };
+    let answered = opening.ask(&request);
     match tokio::time::timeout_at(deadline, answered).await {
         Err(_) => Err(out_of_time(session, target, opening.dialing)),
         Ok(Ok(Answer::Opened)) => Ok(opening.into_relay()),
@@ -86,13 +92,9 @@ enum Answer {
 }
 
 impl Opening {
-    async fn ask(&mut self, target: &TargetAddr, budget: Duration) -> Result<Answer, StreamError> {
+    async fn ask(&mut self, request: &OpenRequest) -> Result<Answer, StreamError> {
         let Some(stream) = &mut self.stream else {
             return Err(StreamError::CutOff);
-        };
-        let request = OpenRequest {
-            target: target.clone(),
-            budget,
         };
         stream.send(&request.encode()?).await?;
         loop {

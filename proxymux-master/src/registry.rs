@@ -273,6 +273,12 @@ impl Registry {
         name.map_or(Found::Unknown, |name| state.look_up(name))
     }
 
+    /// The session that takes a node's new streams.
+    pub(crate) fn session(&self, node: &NodeName) -> Option<Arc<SessionHandle>> {
+        let state = self.lock();
+        state.nodes.get(node).and_then(|node| node.current.clone())
+    }
+
     /// Whether an address is that of this node, as far as it could prove.
     pub(crate) fn leads_to(&self, ip: IpAddr, node: &NodeName) -> bool {
         self.lock().claims.holder(ip) == Some(node)

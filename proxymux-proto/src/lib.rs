@@ -35,7 +35,7 @@ pub use flow::{
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_LEN, encode_frame};
 pub use id::{InstanceId, InstanceIdError};
 pub use name::{NodeName, NodeNameError};
-pub use open::{OpenAnswer, OpenRequest, RefuseCode};
+pub use open::{Measure, OpenAnswer, OpenRequest, RefuseCode};
 pub use target::{Host, TargetAddr, TargetError};
 pub use text::{MAX_REASON_LEN, printable};
 

@@ -22,6 +22,24 @@ pub struct OpenRequest {
     ///
     /// Whole milliseconds from 1 to 2^32 - 1; the agent has a limit of its own besides.
     pub budget: Duration,
+    /// Instead of the target, one of the agent's own ends for measuring; the target is then only
+    /// shown, and names the node's kubelet.
+    pub measure: Option<Measure>,
+}
+
+/// What an agent does at its end of a connection that measures a path. The numbers are the wire's.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Measure {
+    /// Sends without an end.
+    Source,
+    /// Reads to the end, and then says how many bytes there were.
+    Sink,
+    /// Sends back what comes.
+    Echo,
+    /// Says how much processor time the agent has used.
+    Usage,
+    /// An end that this version does not know.
+    Other(u32),
 }
 
 /// The agent's answer to an open request.
@@ -79,6 +97,7 @@ impl OpenRequest {
             budget_ms: u32::try_from(self.budget.as_millis())
                 .unwrap_or(u32::MAX)
                 .max(1),
+            measure: self.measure.map_or(0, Measure::to_wire),
         };
         wire.encode_to_vec().into()
     }
@@ -104,6 +123,7 @@ impl OpenRequest {
         Ok(Self {
             target: at("target").parse(&wire.target)?,
             budget: Duration::from_millis(u64::from(wire.budget_ms)),
+            measure: Measure::from_wire(wire.measure),
         })
     }
 }
@@ -149,6 +169,29 @@ impl OpenAnswer {
                 message: printable(&refused.message, MAX_REASON_LEN),
             },
         })
+    }
+}
+
+impl Measure {
+    fn to_wire(self) -> u32 {
+        match self {
+            Self::Source => 1,
+            Self::Sink => 2,
+            Self::Echo => 3,
+            Self::Usage => 4,
+            Self::Other(number) => number,
+        }
+    }
+
+    fn from_wire(number: u32) -> Option<Self> {
+        match number {
+            0 => None,
+            1 => Some(Self::Source),
+            2 => Some(Self::Sink),
+            3 => Some(Self::Echo),
+            4 => Some(Self::Usage),
+            other => Some(Self::Other(other)),
+        }
     }
 }
 
@@ -211,6 +254,8 @@ mod wire {
         pub(super) target: String,
         #[prost(uint32, tag = "2")]
         pub(super) budget_ms: u32,
+        #[prost(uint32, tag = "3")]
+        pub(super) measure: u32,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

@@ -2,7 +2,8 @@
 //!
 //! Owns the thread that serves it ([`Admin`]), its listener and every limit; leaves what is
 //! answered to the daemon ([`Answers`]). The other side, which the commands use, is [`fetch`].
-//! Everything here only reads. Over TCP it is loopback only, which the configuration checks.
+//! Over TCP it only reads, and is loopback only, which the configuration checks; what acts needs the
+//! Unix socket, whose file says who may.
 //!
 //! The thread has a runtime of its own: a scrape of many nodes takes milliseconds, and a client
 //! that dawdles takes a place, but never anything from relayed connections.
@@ -25,7 +26,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use self::client::{FetchError, Reply, fetch};
+pub use self::client::{FetchError, Reply, fetch, order};
 
 /// What a daemon answers. Called on the admin thread; must not wait for long.
 pub trait Answers: Send + Sync + 'static {
@@ -45,6 +46,17 @@ pub trait Answers: Send + Sync + 'static {
     ///
     /// When the question makes no sense, or there can be no answer: why, in one line.
     fn other(&self, path: &str, query: &str) -> Option<Result<serde_json::Value, String>> {
+        let _ = (path, query);
+        None
+    }
+
+    /// Does something, or begins to, for commands of the daemon's own; `None` if there is no such
+    /// path. Only asked by those who may use the Unix socket.
+    ///
+    /// # Errors
+    ///
+    /// When the order makes no sense, or cannot be followed: why, in one line.
+    fn act(&self, path: &str, query: &str) -> Option<Result<serde_json::Value, String>> {
         let _ = (path, query);
         None
     }

@@ -19,7 +19,7 @@ pub use self::{
     table::{Table, age, lines, number, reasons, rtt, text},
 };
 use crate::{
-    admin::{FetchError, Reply, fetch},
+    admin::{FetchError, Reply, fetch, order},
     config_file::{
         ConfigError,
         values::{AdminAddr, admin_addr},
@@ -138,16 +138,67 @@ impl Program {
         }
     }
 
+    /// Gives the daemon an order that takes a while, and looks at what has come of it until `over`
+    /// says that it is done, with the problem if there was one. Prints what `show` makes of it at
+    /// the end, or the JSON; meanwhile, on stderr, what `progress` says whenever that changes.
+    #[must_use]
+    pub fn order(
+        self,
+        at: &AdminAddr,
+        path: &str,
+        json: bool,
+        (show, progress, over): Views,
+    ) -> ExitCode {
+        let obeyed = in_runtime(async {
+            let reply = order(at, self.0, path).await;
+            let mut state = self.read(at, path, reply)?;
+            let mut said = String::new();
+            let looked_at = path.split('?').next().unwrap_or(path);
+            while !over(&state) {
+                let now = progress(&state);
+                if now != said {
+                    eprintln!("{now}");
+                    said = now;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                state = self.answer(at, looked_at).await?;
+            }
+            print(&form(&state, json, show)).map(|_| state)
+        });
+        match obeyed {
+            Ok(state) => match state.get("problem").and_then(Value::as_str) {
+                None => ExitCode::SUCCESS,
+                Some(problem) => self.fail(problem),
+            },
+            Err(problem) => self.fail(&problem),
+        }
+    }
+
     async fn status(self, at: &AdminAddr) -> Result<Value, String> {
         self.answer(at, "/status").await
     }
 
     async fn answer(self, at: &AdminAddr, path: &str) -> Result<Value, String> {
         let reply = fetch(at, self.0, path).await;
+        self.read(at, path, reply)
+    }
+
+    fn read(
+        self,
+        at: &AdminAddr,
+        path: &str,
+        reply: Result<Reply, FetchError>,
+    ) -> Result<Value, String> {
         let Reply { status, body } = reply.map_err(|error: FetchError| chain(&error))?;
         match status {
             200 => {}
             400 => return Err(body.trim().to_owned()),
+            405 => {
+                return Err(format!(
+                    "{at} is for reading only; give {}'s Unix socket with --admin",
+                    self.0
+                ));
+            }
             404 => {
                 return Err(format!(
                     "{at} knows no {path}; is it {} of this version?",
@@ -167,6 +218,16 @@ impl Program {
         })
     }
 }
+
+/// How the state of an order is shown: at the end, on the way, and whether it is over.
+pub type Views = (
+    fn(&Value) -> String,
+    fn(&Value) -> String,
+    fn(&Value) -> bool,
+);
+
+/// How often it is looked at what has come of an order.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 fn in_runtime<T>(asked: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()

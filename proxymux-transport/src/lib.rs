@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod flow;
 pub mod limits;
 pub mod liveness;
+pub mod measure;
 pub mod memory;
 pub mod metrics;
 pub mod mux;

@@ -74,6 +74,7 @@ impl RawConfig {
             .flow_buffer
             .or(FlowBuffer::default(), m, |text| values::flow_buffer(text));
         let splice = choice(&self.splice, m);
+        let perf = choice(&self.perf, m);
         let steer_from = self.steer_from(m);
         let steer_plain = choice(&self.steer_plain, m);
         let guard_allow = self.guard_allow.each(m, |text| values::cidr_or_ip(text));
@@ -108,6 +109,7 @@ impl RawConfig {
             fast_path: fast_path?,
             flow_buffer: flow_buffer?,
             splice: splice?,
+            perf: perf?,
             steer_from: steer_from?,
             steer_plain: steer_plain?,
             guard: guard?,

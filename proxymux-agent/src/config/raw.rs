@@ -37,6 +37,7 @@ pub(super) struct RawConfig {
     pub(super) fast_path: Setting<String>,
     pub(super) flow_buffer: Setting<String>,
     pub(super) splice: Setting<String>,
+    pub(super) perf: Setting<String>,
     pub(super) steer_from: Setting<Vec<Setting<String>>>,
     pub(super) steer_plain: Setting<String>,
     pub(super) guard: Setting<String>,
@@ -86,6 +87,7 @@ pub(super) const KEYS: &[&str] = &[
     "fast-path",
     "flow-buffer",
     "splice",
+    "perf",
     "steer-from",
     "steer-plain",
     "guard",
@@ -149,6 +151,7 @@ impl RawConfig {
                 .take("flow-buffer")
                 .text("auto, or a size such as 256KiB", m),
             splice: root.take("splice").text("auto or off", m),
+            perf: root.take("perf").text("on or off", m),
             steer_from: root.take("steer-from").texts("a list of networks", m),
             steer_plain: root.take("steer-plain").text("relay or refuse", m),
             guard: root.take("guard").text("off, audit or enforce", m),

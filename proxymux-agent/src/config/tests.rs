@@ -122,7 +122,7 @@ fn defaults_are_as_documented() {
          expect-masters=1 net-inf=none private-ip-address=10.0.10.10 public-ip-address=none \
          bind-addr=any kubelet-addr=10.0.10.10:10250 cert-path=/var/lib/kubelet/pki \
          ca-file=/etc/kubernetes/ca.crt allow=[] mode=auto fast-path=auto \
-         flow-buffer=256KiB splice=auto steer-from=[] steer-plain=relay guard=off guard-allow=[] guard-inf=[] attach=auto steer-priority=1 \
+         flow-buffer=256KiB splice=auto perf=on steer-from=[] steer-plain=relay guard=off guard-allow=[] guard-inf=[] attach=auto steer-priority=1 \
          admin=unix:/run/proxymux/agent.sock log-format=text idle-timeout=off \
          drain-deadline=30s dial-timeout=5s \
          max-memory-per-session=64MiB max-memory=64MiB"
@@ -159,7 +159,7 @@ fn every_setting_of_the_full_sample_is_in_force() {
          kubelet-addr=10.0.10.10:10250 client-cert=/etc/proxymux/pki/client.crt \
          client-key=/etc/proxymux/pki/client.key ca-file=/etc/kubernetes/ca.crt \
          allow=[10.244.2.0/24:1-65535,10.0.10.10/32:9100-9100] mode=auto fast-path=auto \
-         flow-buffer=256KiB splice=auto steer-from=[192.0.2.10/32,2001:db8::/64] steer-plain=relay guard=off \
+         flow-buffer=256KiB splice=auto perf=on steer-from=[192.0.2.10/32,2001:db8::/64] steer-plain=relay guard=off \
          guard-allow=[10.0.10.0/24] guard-inf=[ens3] attach=auto steer-priority=1 \
          admin=unix:/run/proxymux/agent.sock \
          log-format=json idle-timeout=off drain-deadline=30s dial-timeout=5s \

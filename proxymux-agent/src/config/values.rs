@@ -187,6 +187,20 @@ impl Choice for SteerPlain {
         &[("relay", Self::Relay), ("refuse", Self::Refuse)];
 }
 
+/// Whether something is done at all.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnOff {
+    /// It is.
+    #[default]
+    On,
+    /// It is not.
+    Off,
+}
+
+impl Choice for OnOff {
+    const WORDS: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off)];
+}
+
 /// What happens to kubelet-bound connections from elsewhere than the masters.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Guard {

@@ -91,7 +91,10 @@ async fn open(
     if owner.master().running() > MAX_FLOWS {
         return Err(ServeError::Full { node: node() });
     }
-    let decided = agent.policy.decide_flow(&request.target);
+    let decided = match request.measure {
+        None => agent.policy.decide_flow(&request.target),
+        Some(measure) => agent.policy.decide_measure(measure),
+    };
     let destination = decided.map_err(ServeError::Dial)?;
     // The master waits no longer than the budget, and what we saw is the better reason.
     let answered_by = request.budget - ANSWER_MARGIN.min(request.budget / 10);

@@ -193,6 +193,7 @@ pub(crate) fn request(target: &str) -> FlowMessage {
     FlowMessage::Open(FlowOpen::Target(OpenRequest {
         target: target.parse().unwrap(),
         budget: Duration::from_secs(8),
+        measure: None,
     }))
 }
 

@@ -109,10 +109,11 @@ async fn open(
         node: agent.config.node_name.clone(),
         full,
     })?;
-    let destination = agent
-        .policy
-        .decide(&request.target)
-        .map_err(ServeError::Dial)?;
+    let decided = match request.measure {
+        None => agent.policy.decide(&request.target),
+        Some(measure) => agent.policy.decide_measure(measure),
+    };
+    let destination = decided.map_err(ServeError::Dial)?;
     send(stream, &OpenAnswer::Dialing).await?;
     // The master waits no longer than the budget, and what we saw is the better reason.
     let answered_by = request.budget - ANSWER_MARGIN.min(request.budget / 10);

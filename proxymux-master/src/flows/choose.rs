@@ -15,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::TargetAddr;
+use proxymux_proto::{Measure, OpenRequest, TargetAddr};
+use proxymux_transport::telemetry::Path;
 use tokio::time::Instant;
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
     opening::{self, Candidate, OpenFailure as FlowFailure, OpenFlow},
 };
 use crate::{
-    front_door::Status,
+    front_door::{Refusal, Status},
     master::Master,
     opening::{self as streams, OpenFailure},
     registry::{SessionCommand, SessionHandle},
@@ -36,7 +37,18 @@ pub(crate) struct Opening<'a> {
     pub(crate) master: &'a Master,
     pub(crate) session: &'a Arc<SessionHandle>,
     pub(crate) target: &'a TargetAddr,
+    /// Instead of the target, an end of the agent's for measuring.
+    pub(crate) measure: Option<Measure>,
     pub(crate) deadline: Instant,
+}
+
+/// Why a path that was asked for by name gives no connection.
+#[derive(Debug)]
+pub(crate) enum OnlyFailure {
+    /// The path cannot be used.
+    Not(Why),
+    /// The agent, or the way to it, says no.
+    Refused(Refusal),
 }
 
 /// What stands.
@@ -84,11 +96,7 @@ impl Opening<'_> {
             }),
             Err(why) => {
                 let taken = flows.pool.take();
-                if let Some(number) = taken.ask {
-                    // A queue that is full belongs to a session that is ending.
-                    let more = SessionCommand::FlowPool(number);
-                    let _ = self.session.commands.try_send(more);
-                }
+                self.ask_for(taken.ask);
                 let idle = taken.flow.ok_or(Why::NoFlow)?;
                 Ok(Fast {
                     flow: (Candidate::Reverse(Box::new(idle)), guard),
@@ -112,8 +120,7 @@ impl Opening<'_> {
             self.master,
             self.session,
             flow,
-            self.target,
-            self.deadline,
+            self.request(),
             &answered
         ));
         let opened = |flow| Opened::Flow {
@@ -162,8 +169,69 @@ impl Opening<'_> {
     }
 
     async fn stream(&self, why: Option<Why>) -> Result<Opened, OpenFailure> {
-        let stream = streams::open(self.session, self.target, self.deadline).await?;
+        let (target, measure) = (self.target, self.measure);
+        let stream = streams::open(self.session, target, measure, self.deadline).await?;
         Ok(Opened::Stream { stream, why })
+    }
+
+    /// Opens the target by this path and no other. Where the path needs a flow that is ready, it is
+    /// waited for.
+    pub(crate) async fn only(&self, path: Path) -> Result<Opened, OnlyFailure> {
+        let refused = |refusal| OnlyFailure::Refused(refusal);
+        if path == Path::Session {
+            return self.stream(None).await.map_err(|failure| match failure {
+                OpenFailure::Refused(refusal) => refused(refusal),
+                OpenFailure::SessionGone => OnlyFailure::Not(Why::Failed),
+            });
+        }
+        let flow = match tokio::time::timeout_at(self.deadline, self.candidate(path)).await {
+            Ok(flow) => flow.map_err(OnlyFailure::Not)?,
+            Err(_) => return Err(OnlyFailure::Not(Why::NoFlow)),
+        };
+        let answered = AtomicBool::new(false);
+        let opened = opening::open(self.master, self.session, flow, self.request(), &answered);
+        match tokio::time::timeout_at(self.deadline, opened).await {
+            Ok(Ok(flow)) => Ok(Opened::Flow { flow, why: None }),
+            Ok(Err(FlowFailure::Answer(refusal))) => Err(refused(refusal)),
+            Ok(Err(FlowFailure::Refused)) => Err(OnlyFailure::Not(Why::Refused)),
+            Ok(Err(FlowFailure::Broken)) => Err(OnlyFailure::Not(Why::Failed)),
+            Err(_) => Err(OnlyFailure::Not(Why::Slow)),
+        }
+    }
+
+    async fn candidate(&self, path: Path) -> Result<(Candidate, FlowGuard), Why> {
+        if let Some(why) = self.master.flows.off() {
+            return Err(why);
+        }
+        let flows = self.session.flows.as_ref().ok_or(Why::AgentOff)?;
+        let guard = flows.node.enter().ok_or(Why::Limit)?;
+        if path == Path::Direct {
+            return flows.direct.way().map(|at| (Candidate::Direct(at), guard));
+        }
+        loop {
+            let taken = flows.pool.take();
+            self.ask_for(taken.ask);
+            if let Some(idle) = taken.flow {
+                return Ok((Candidate::Reverse(Box::new(idle)), guard));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn ask_for(&self, number: Option<u32>) {
+        if let Some(number) = number {
+            // A queue that is full belongs to a session that is ending.
+            let more = SessionCommand::FlowPool(number);
+            let _ = self.session.commands.try_send(more);
+        }
+    }
+
+    fn request(&self) -> OpenRequest {
+        OpenRequest {
+            target: self.target.clone(),
+            budget: self.deadline.saturating_duration_since(Instant::now()),
+            measure: self.measure,
+        }
     }
 }
 
@@ -185,6 +253,9 @@ fn is_about_the_target(failure: &OpenFailure) -> bool {
         OpenFailure::SessionGone => false,
     }
 }
+
+/// How often it is looked whether the agent has dialled another flow; far less than a round trip.
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
 /// Longer than a lost packet takes to be sent again (0.2 s).
 const LEAST_HEAD_START: Duration = Duration::from_millis(250);

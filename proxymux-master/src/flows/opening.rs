@@ -11,16 +11,14 @@ use std::{
     time::Duration,
 };
 
-use proxymux_proto::{
-    FlowDirection, FlowError, FlowMessage, FlowOpen, OpenRequest, RefuseCode, TargetAddr,
-};
+use proxymux_proto::{FlowDirection, FlowError, FlowMessage, FlowOpen, OpenRequest, RefuseCode};
 use proxymux_transport::{
     flow::{FlowConnection, FlowFault},
     metrics::Counters,
     socket::{self, FlowBuffersGuard},
     telemetry::Path,
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 
 use super::{
     AbortListener, FlowGuard, SessionFlows,
@@ -118,23 +116,18 @@ pub(super) async fn dial(
     Ok((dialled.await?, buffers))
 }
 
-/// Opens a target through a flow, by `deadline` as far as the agent is concerned; the caller may
-/// give up earlier. Sets `answered` when the agent has shown that it is there.
+/// Opens a target through a flow, within the request's budget as far as the agent is concerned; the
+/// caller may give up earlier. Sets `answered` when the agent has shown that it is there.
 pub(super) async fn open(
     master: &Master,
     handle: &SessionHandle,
     (candidate, guard): (Candidate, FlowGuard),
-    target: &TargetAddr,
-    deadline: Instant,
+    request: OpenRequest,
     answered: &AtomicBool,
 ) -> Result<OpenFlow, OpenFailure> {
     let mut counted = Counted::new(&master.metrics.flows.opens, candidate.direction());
     let Some(flows) = &handle.flows else {
         return Err(OpenFailure::Refused);
-    };
-    let request = OpenRequest {
-        target: target.clone(),
-        budget: deadline.saturating_duration_since(Instant::now()),
     };
     let message = FlowMessage::Open(FlowOpen::Target(request));
     let opened = match candidate {

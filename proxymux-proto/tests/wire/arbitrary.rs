@@ -13,8 +13,8 @@ use proptest::{collection, option, prelude::*};
 use proxymux_proto::{
     AbortCode, AddressRefusal, Addresses, AllowedRange, ControlMessage, Drain, EndCode, FlowAbort,
     FlowDirection, Host, InstanceId, MAX_ADDRESSES, MAX_ALLOWED_RANGES, MAX_FLOW_POOL, MAX_LABELS,
-    MAX_PADDING, MAX_RETRY_AFTER, MAX_STREAMS, NodeName, OpenAnswer, OpenRequest, PaddedPing,
-    RefuseCode, Registered, Registration, SessionEnd, SteeringStatus, TargetAddr,
+    MAX_PADDING, MAX_RETRY_AFTER, MAX_STREAMS, Measure, NodeName, OpenAnswer, OpenRequest,
+    PaddedPing, RefuseCode, Registered, Registration, SessionEnd, SteeringStatus, TargetAddr,
 };
 
 pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
@@ -53,9 +53,10 @@ pub(crate) fn control_message() -> impl Strategy<Value = ControlMessage> {
 }
 
 pub(crate) fn open_request() -> impl Strategy<Value = OpenRequest> {
-    (target(), 1..=u32::MAX).prop_map(|(target, ms)| OpenRequest {
+    (target(), 1..=u32::MAX, option::of(measure())).prop_map(|(target, ms, measure)| OpenRequest {
         target,
         budget: millis(ms),
+        measure,
     })
 }
 
@@ -71,6 +72,16 @@ pub(crate) fn open_answer() -> impl Strategy<Value = OpenAnswer> {
 
 pub(crate) fn abort_code() -> impl Strategy<Value = AbortCode> {
     any::<u8>().prop_map(AbortCode::from_wire)
+}
+
+fn measure() -> impl Strategy<Value = Measure> {
+    prop_oneof![
+        Just(Measure::Source),
+        Just(Measure::Sink),
+        Just(Measure::Echo),
+        Just(Measure::Usage),
+        (5..=u32::MAX).prop_map(Measure::Other),
+    ]
 }
 
 fn flow_direction() -> impl Strategy<Value = FlowDirection> {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use proxymux_proto::{
     AbortCode, AddressRefusal, Addresses, AllowedRange, Chunk, ChunkDecoder, ChunkHeader,
     ControlMessage, Drain, EndCode, FlowAbort, FlowConversation, FlowDirection, FlowKeys,
-    FlowMessage, FlowOpen, InstanceId, NodeName, OpenAnswer, OpenRequest, PaddedPing, RefuseCode,
-    Registered, Registration, SessionEnd, SteeringStatus,
+    FlowMessage, FlowOpen, InstanceId, Measure, NodeName, OpenAnswer, OpenRequest, PaddedPing,
+    RefuseCode, Registered, Registration, SessionEnd, SteeringStatus,
 };
 
 use crate::{document, raw::content};
@@ -120,6 +120,7 @@ impl Flow {
         let open = FlowMessage::Open(FlowOpen::Target(OpenRequest {
             target: "10.0.10.10:10250".parse().unwrap(),
             budget: Duration::from_secs(8),
+            measure: None,
         }));
         match self {
             Self::Reverse => [FlowMessage::Accepted, open, FlowMessage::Opened],
@@ -269,6 +270,15 @@ fn values() -> Vec<(&'static str, Value)> {
             Value::Request(OpenRequest {
                 target: "10.0.10.10:10250".parse().unwrap(),
                 budget: Duration::from_secs(8),
+                measure: None,
+            }),
+        ),
+        (
+            "open-request-measure",
+            Value::Request(OpenRequest {
+                target: "10.0.10.10:10250".parse().unwrap(),
+                budget: Duration::from_secs(8),
+                measure: Some(Measure::Echo),
             }),
         ),
         (
@@ -276,6 +286,7 @@ fn values() -> Vec<(&'static str, Value)> {
             Value::Request(OpenRequest {
                 target: "[fd00:10::10]:10250".parse().unwrap(),
                 budget: Duration::from_secs(8),
+                measure: None,
             }),
         ),
         ("dialing", Value::Answer(OpenAnswer::Dialing)),

@@ -292,6 +292,7 @@ fn times_too_short_or_too_long_for_the_wire_become_the_nearest() {
         let request = OpenRequest {
             target: target(),
             budget: sent,
+            measure: None,
         };
         let arrived = OpenRequest::decode(&content(&request.encode().unwrap())).unwrap();
         assert_eq!(arrived.budget, arrives);

@@ -6,7 +6,7 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, client::conn::http1, header::HOST};
+use hyper::{Method, Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -83,6 +83,23 @@ pub enum FetchError {
 /// When there is no answer within ten seconds, with the likely cause. An answer with a status
 /// that is an error is an answer.
 pub async fn fetch(at: &AdminAddr, daemon: &'static str, path: &str) -> Result<Reply, FetchError> {
+    exchange(at, daemon, (Method::GET, path)).await
+}
+
+/// Tells `daemon` at an admin address to do what a path names, and a query behind it.
+///
+/// # Errors
+///
+/// As [`fetch`]. A daemon that does not obey gives an answer that says why.
+pub async fn order(at: &AdminAddr, daemon: &'static str, path: &str) -> Result<Reply, FetchError> {
+    exchange(at, daemon, (Method::POST, path)).await
+}
+
+async fn exchange(
+    at: &AdminAddr,
+    daemon: &'static str,
+    what: (Method, &str),
+) -> Result<Reply, FetchError> {
     let asked = async {
         let connection = connect(at).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => FetchError::NotRunning {
@@ -99,7 +116,7 @@ pub async fn fetch(at: &AdminAddr, daemon: &'static str, path: &str) -> Result<R
                 source,
             },
         })?;
-        ask(connection, path)
+        ask(connection, what)
             .await
             .map_err(|source| FetchError::Broken {
                 at: at.clone(),
@@ -123,11 +140,13 @@ async fn connect(at: &AdminAddr) -> io::Result<Box<dyn Connection>> {
 
 async fn ask(
     connection: Box<dyn Connection>,
-    path: &str,
+    (method, path): (Method, &str),
 ) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, driver) = http1::handshake(TokioIo::new(connection)).await?;
     let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, "localhost")
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;

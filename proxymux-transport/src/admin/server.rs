@@ -92,14 +92,24 @@ impl Server {
             let text = "host must be an IP address or localhost\n";
             return plain(StatusCode::FORBIDDEN, text);
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let text = "only GET and HEAD: this address is for reading\n";
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
-            let allowed = HeaderValue::from_static("GET, HEAD");
-            response.headers_mut().insert(ALLOW, allowed);
-            return response;
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
+        match *request.method() {
+            Method::GET | Method::HEAD => {}
+            Method::POST if !self.checks_host => {
+                return match self.answers.act(path, query) {
+                    Some(answer) => answered(answer),
+                    None => plain(StatusCode::NOT_FOUND, "no such order\n"),
+                };
+            }
+            _ => {
+                let text = "only GET and HEAD: what acts needs the Unix socket\n";
+                let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+                let allowed = HeaderValue::from_static("GET, HEAD");
+                response.headers_mut().insert(ALLOW, allowed);
+                return response;
+            }
         }
-        match request.uri().path() {
+        match path {
             "/healthz" => self.health().await,
             "/readyz" => self.readiness(),
             "/metrics" => {
@@ -107,12 +117,8 @@ impl Server {
                 response(StatusCode::OK, kind, self.answers.metrics())
             }
             "/status" => json(&self.answers.status()),
-            path => match self
-                .answers
-                .other(path, request.uri().query().unwrap_or(""))
-            {
-                Some(Ok(answer)) => json(&answer),
-                Some(Err(reason)) => plain(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+            path => match self.answers.other(path, query) {
+                Some(answer) => answered(answer),
                 None => plain(StatusCode::NOT_FOUND, PATHS),
             },
         }
@@ -153,6 +159,13 @@ fn names_loopback(request: &Request<Incoming>) -> bool {
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+fn answered(answer: Result<serde_json::Value, String>) -> Response<Full<Bytes>> {
+    match answer {
+        Ok(answer) => json(&answer),
+        Err(reason) => plain(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+    }
 }
 
 fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -184,8 +184,9 @@ async fn nothing_but_reading_is_allowed() {
         for method in ["POST", "PUT", "DELETE", "CONNECT"] {
             let request = format!("{method} /status HTTP/1.1\r\nHost: localhost\r\n\r\n");
             let answer = running.raw(request.as_bytes()).await;
-            let refused =
-                answer.starts_with("HTTP/1.1 405 ") || answer.starts_with("HTTP/1.1 400 ");
+            let refused = ["405", "404", "400"]
+                .iter()
+                .any(|code| answer.starts_with(&format!("HTTP/1.1 {code} ")));
             assert!(refused, "{method}: {answer}");
         }
     }

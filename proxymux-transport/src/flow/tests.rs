@@ -29,6 +29,7 @@ fn open() -> FlowMessage {
     FlowMessage::Open(FlowOpen::Target(OpenRequest {
         target: "10.0.10.10:10250".parse().unwrap(),
         budget: Duration::from_secs(8),
+        measure: None,
     }))
 }
 

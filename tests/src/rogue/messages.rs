@@ -85,6 +85,7 @@ pub fn open_request(target: &str) -> Result<Vec<u8>> {
     let request = OpenRequest {
         target: target.parse()?,
         budget: Duration::from_secs(8),
+        measure: None,
     };
     Ok(request.encode()?.to_vec())
 }

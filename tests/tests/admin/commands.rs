@@ -12,9 +12,9 @@ use proxymux_tests::{
 use serde_json::Value;
 
 const AGENT: &str = "proxymux-agent";
-const MASTER: &str = "proxymux-master";
+pub(crate) const MASTER: &str = "proxymux-master";
 
-fn run(cluster: &Cluster, daemon: &str, arguments: &[&str]) -> Result<Printed> {
+pub(crate) fn run(cluster: &Cluster, daemon: &str, arguments: &[&str]) -> Result<Printed> {
     let file = match daemon {
         AGENT => "agent-0",
         _ => "master-0",

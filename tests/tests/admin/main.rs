@@ -5,4 +5,5 @@
 
 mod commands;
 mod metrics;
+mod perf;
 mod readiness;

@@ -252,6 +252,7 @@ fn each_bad_value_says_what_is_expected() {
             "steer-from[0]: \"10.0.0.1/8\": has bits set behind its prefix, \
              must be 10.0.0.0/8 or a longer prefix",
         ),
+        ("perf: always", "perf: \"always\": must be on or off"),
         (
             "steer-plain: drop",
             "steer-plain: \"drop\": must be relay or refuse",

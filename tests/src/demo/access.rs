@@ -28,9 +28,14 @@ impl<'a> AccessLine<'a> {
         self.line.contains(" access: connection closed ")
     }
 
+    /// Whether the connection went this way.
+    pub(super) fn is_by(&self, path: &str) -> bool {
+        self.field("path") == path
+    }
+
     /// Whether it is about a connection that never was the master's.
     pub(super) fn is_steered(&self) -> bool {
-        self.field("path") == "steered"
+        self.is_by("steered")
     }
 
     /// A field's value, without quotes; empty if there is none of this name.

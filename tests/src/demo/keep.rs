@@ -12,7 +12,7 @@ use super::{
 };
 
 pub(super) async fn play(show: &mut Checks, stage: &Stage) -> Result<()> {
-    show.screen.heading("7. Yours to play with");
+    show.screen.heading("9. Yours to play with");
     show.screen
         .say("All of it goes on running. A shell on each machine, as root:");
     show.screen.gap();

@@ -142,7 +142,12 @@ impl Stage {
 
     /// Starts the master and waits until it is up; says how long that took.
     pub(super) async fn start_master(&mut self) -> Result<Duration> {
-        let file = self.master_file();
+        self.start_master_with("").await
+    }
+
+    /// The same, with these lines at the end of its file.
+    pub(super) async fn start_master_with(&mut self, lines: &str) -> Result<Duration> {
+        let file = format!("{}{lines}", self.master_file());
         let started = Instant::now();
         self.cluster.start_master_with(0, &file)?;
         self.line_of(Who::Master, 0, "master is up", UP_LIMIT)

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::{
     Bench,
-    case::{CASES, Case, Stage},
+    case::{CASES, Case, Stage, USERSPACE},
     confined,
     confinement::Confinement,
     cpu::CpuMoment,
@@ -205,6 +205,10 @@ impl<W: Write + Send> Bench<'_, W> {
             .stages
             .iter()
             .filter(|stage| stage.daemons().is_some())
+            .filter(|Stage { case, .. }| {
+                // Which the others are held against.
+                case.name == USERSPACE || self.plan.is_thorough_about(case)
+            })
             .collect();
         let out = &mut self.out;
         let tell = |line: &str| writeln!(out, "{line}").context(super::CANNOT_WRITE);

@@ -8,8 +8,9 @@
 
 #![no_std]
 #![no_main]
-// For one instruction that has no other name, see `raw`.
-#![feature(asm_experimental_arch)]
+// For one instruction that has no other name, see `raw`. Lints are made for another target, where it
+// is not experimental.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(feature = "logging")]
 mod log;

@@ -1,3 +1,7 @@
+//! Orders to measure: what is refused, in which words, and that one measurement runs at a time.
+//!
+//! No agent answers here; figures of a real one are tested end to end, in `tests/tests/admin`.
+
 use super::*;
 use crate::testing::{self, NODE, session};
 

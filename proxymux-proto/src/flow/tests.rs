@@ -1,3 +1,8 @@
+//! Conversations between two ends of a flow, and what is not believed.
+//!
+//! Keys are made up; the exact bytes stand in `docs/protocol.md` and are compared in
+//! `tests/wire/golden.rs`.
+
 use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;

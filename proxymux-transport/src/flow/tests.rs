@@ -1,3 +1,7 @@
+//! Flows over loopback: what is read and what is left, what is refused and how that ends.
+//!
+//! Keys are made up except where two ends of a TLS session export theirs.
+
 use std::time::Duration;
 
 use proxymux_proto::{FlowOpen, OpenRequest, RefuseCode};

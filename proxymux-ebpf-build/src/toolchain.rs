@@ -190,14 +190,7 @@ fn llvm_of(program: &[u8]) -> Option<u32> {
 
 /// The first number of a version such as `22.1` or `22.so`.
 fn release(text: &[u8]) -> Option<u32> {
-    let [
-        tens @ b'1'..=b'9',
-        ones @ b'0'..=b'9',
-        b'.',
-        b'0'..=b'9',
-        ..,
-    ] = text
-    else {
+    let [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'.', ..] = text else {
         return None;
     };
     Some(u32::from(tens - b'0') * 10 + u32::from(ones - b'0'))

@@ -112,7 +112,7 @@ const GIVEN_UP_WITHIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
+    use nix::sys::socket::bind;
 
     use super::*;
 
@@ -154,8 +154,10 @@ mod tests {
     #[tokio::test]
     async fn a_name_at_which_nobody_listens_stops_no_agent() {
         let name = name("stranger");
-        let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let _stranger = UnixDatagram::bind_addr(&address).unwrap();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let stranger = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        let address = UnixAddr::new_abstract(&name).unwrap();
+        bind(stranger.as_raw_fd(), &address).unwrap();
 
         let claim = Claim::take_name(&name, Duration::ZERO).await.unwrap();
 

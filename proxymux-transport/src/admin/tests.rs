@@ -112,12 +112,12 @@ impl Running {
             match &self.at {
                 AdminAddr::Unix(path) => {
                     let mut client = UnixStream::connect(path).await.unwrap();
-                    client.write_all(request).await.unwrap();
+                    client.write_all(request).await?;
                     client.read_to_end(&mut answer).await
                 }
                 AdminAddr::Tcp(at) => {
                     let mut client = TcpStream::connect(at).await.unwrap();
-                    client.write_all(request).await.unwrap();
+                    client.write_all(request).await?;
                     client.read_to_end(&mut answer).await
                 }
             }
@@ -246,7 +246,7 @@ async fn clients_that_dawdle_lose_their_places_to_others() {
             // Complete, and the answer is not read.
             _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
         };
-        client.write_all(request).await.unwrap();
+        client.write_all(request).await?;
         dawdling.push(client);
     }
 

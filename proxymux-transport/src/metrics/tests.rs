@@ -132,6 +132,7 @@ fn every_outcome_has_its_word_in_the_list() {
         Outcome::Drained,
         Outcome::Protocol,
         Outcome::Memory,
+        Outcome::NotTls,
     ];
     let words: std::collections::BTreeSet<_> = aborted.chain(others).map(Outcome::as_str).collect();
     let listed = Outcome::WORDS.iter().copied().collect();

@@ -137,7 +137,13 @@ impl Direct {
             state.failures = 0;
         } else {
             state.proven = None;
-            state.failures = state.failures.saturating_add(1);
+            // What was found a moment ago is looked for again at once. It may have been one port
+            // that is in TIME_WAIT on the node, whose packets are left to the kubelet.
+            state.failures = if before {
+                0
+            } else {
+                state.failures.saturating_add(1)
+            };
         }
         drop(state);
         if before && !proven {
@@ -154,7 +160,7 @@ impl Direct {
     }
 
     /// Until the next probe; `None` while none is of use.
-    fn pause(&self) -> Option<Duration> {
+    pub(super) fn pause(&self) -> Option<Duration> {
         let state = self.lock();
         if !state.stands() {
             return None;

@@ -46,6 +46,22 @@ async fn what_was_proven_counts_for_a_minute_and_a_failure_ends_it_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_proven_is_looked_for_again_at_once_and_what_never_was_later_and_later() {
+    let direct = direct();
+    direct.met(Met::Agent);
+
+    direct.met(Met::Stranger);
+    assert_eq!(direct.pause(), Some(Duration::ZERO));
+
+    let pauses = [(); 3].map(|()| {
+        direct.met(Met::Stranger);
+        direct.pause().unwrap()
+    });
+    assert!(pauses[0] > Duration::from_secs(3), "{pauses:?}");
+    assert!(pauses.is_sorted(), "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_steering_or_leave_or_an_address_nothing_is_direct() {
     let at = Some(SocketAddr::new(LOCALHOST, 10250));
     let off = Direct::new(AutoOff::Off, at);

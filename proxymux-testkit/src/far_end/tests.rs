@@ -149,8 +149,8 @@ async fn the_far_end_notices_too_little_and_too_much() {
 
 #[tokio::test]
 async fn a_first_line_that_is_no_script_is_an_outcome() {
-    let tls = outcome_of(b"\x16\x03\x01\n").await.problem.unwrap();
-    assert!(tls.starts_with("first line: verb"), "{tls}");
+    let alert = outcome_of(b"\x15\x03\x01\n").await.problem.unwrap();
+    assert!(alert.starts_with("first line: verb"), "{alert}");
     let cut = outcome_of(b"SOURCE byt").await.problem.unwrap();
     assert_eq!(cut, "first line is not there: \"SOURCE byt\"");
     let endless = outcome_of(&[b'x'; 300]).await.problem.unwrap();

@@ -54,10 +54,10 @@ fn every_path_that_there_is_gets_figures_and_the_others_a_reason() -> Result<()>
         }
     }
     assert_eq!(state["paths"][2]["path"], "direct");
-    assert_eq!(
-        state["paths"][2]["problem"], "not usable now: not-steered",
-        "{state}"
-    );
+    // The node is behind a NAT: it steers if the kernel can, and is not found.
+    let problem = state["paths"][2]["problem"].as_str().unwrap_or_default();
+    let expected = ["not usable now: unproven", "not usable now: not-steered"];
+    assert!(expected.contains(&problem), "{state}");
     Ok(())
 }
 

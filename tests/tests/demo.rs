@@ -181,6 +181,6 @@ fn place_of(demo: Pid) -> PathBuf {
     PathBuf::from(format!("/run/proxymux-demo-{demo}"))
 }
 
-/// The demo takes some twelve seconds; a machine may be busy.
+/// The demo takes half a minute; a machine may be busy.
 const WHOLE_LIMIT: Duration = Duration::from_secs(120);
 const PART_LIMIT: Duration = Duration::from_secs(60);

@@ -133,7 +133,12 @@ pub(super) async fn open(
     let opened = match candidate {
         Candidate::Reverse(idle) => open_reverse(*idle, &message).await,
         Candidate::Direct(at) => {
-            let opened = open_direct(master, flows, at, &message, answered).await;
+            let mut opened = open_direct(master, flows, at, &message, answered).await;
+            if matches!(opened, Err(Fault::Dial(DialError::Flow(_)))) {
+                // The kubelet may have it because our port is in TIME_WAIT on the node. Another
+                // connection has another port.
+                opened = open_direct(master, flows, at, &message, answered).await;
+            }
             direct::note(
                 handle,
                 at,

@@ -157,19 +157,8 @@ impl Gateway {
             measure: None,
             deadline,
         };
-        Ok(match opening.run(by_session).await? {
-            Opened::Stream { stream, why } => Tunnel::Stream(StreamTunnel {
-                stream,
-                session,
-                token,
-                why,
-            }),
-            Opened::Flow { flow, why } => Tunnel::Flow {
-                open: flow,
-                session,
-                why,
-            },
-        })
+        let opened = opening.run(by_session).await?;
+        Ok(Tunnel::new(opened, session, token))
     }
 
     /// Opens a way to a target, by the session if there is a reason for that.
@@ -229,20 +218,8 @@ impl Gateway {
             measure: Some(measure),
             deadline,
         };
-        let session = Arc::clone(session);
-        Ok(match opening.only(path).await? {
-            Opened::Stream { stream, why } => Tunnel::Stream(StreamTunnel {
-                stream,
-                session,
-                token,
-                why,
-            }),
-            Opened::Flow { flow, why } => Tunnel::Flow {
-                open: flow,
-                session,
-                why,
-            },
-        })
+        let opened = opening.only(path).await?;
+        Ok(Tunnel::new(opened, Arc::clone(session), token))
     }
 
     /// Relays a connection that measures, by the path of its tunnel and no other: what a client's
@@ -399,6 +376,22 @@ impl Gateway {
 }
 
 impl Tunnel {
+    fn new(opened: Opened, session: Arc<SessionHandle>, token: TaskTrackerToken) -> Self {
+        match opened {
+            Opened::Stream { stream, why } => Self::Stream(StreamTunnel {
+                stream,
+                session,
+                token,
+                why,
+            }),
+            Opened::Flow { flow, why } => Self::Flow {
+                open: flow,
+                session,
+                why,
+            },
+        }
+    }
+
     /// How the bytes are to travel, and why not faster.
     #[cfg(test)]
     pub(crate) fn path(&self) -> (Path, Option<Why>) {

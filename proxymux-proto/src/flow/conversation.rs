@@ -123,10 +123,6 @@ impl FlowConversation {
     /// # Errors
     ///
     /// When the message is longer than any may be, which none of a parsed target is.
-    ///
-    /// # Panics
-    ///
-    /// Never for messages in the order of the protocol; in another one the peer refuses them.
     pub fn say(&mut self, message: &FlowMessage) -> Result<Bytes, FrameError> {
         let body = message.body()?;
         if body.len() > MAX_FLOW_BODY_LEN {

@@ -74,7 +74,7 @@ fn an_agent_that_is_not_to_be_measured_says_so() -> Result<()> {
 }
 
 #[test]
-fn over_tcp_nobody_can_order_a_measurement() -> Result<()> {
+fn orders_for_unknown_nodes_and_for_no_time_are_refused() -> Result<()> {
     let cluster = Cluster::started()?;
     let node = format!("--node={}", cluster.node_name(0));
     let unknown = run(&cluster, MASTER, &["perf", "--node=10.0.10.99"])?;

@@ -15,6 +15,7 @@ use std::{
 use serde_json::Value;
 
 pub use self::{
+    check::{Finding, Level, Report},
     daemon::{Daemon, TerminationLog},
     table::{Table, age, lines, number, reasons, rtt, text},
 };
@@ -27,6 +28,7 @@ use crate::{
     telemetry::chain,
 };
 
+mod check;
 mod daemon;
 mod table;
 

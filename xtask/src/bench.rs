@@ -20,7 +20,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Less of everything, done within a minute once it is built
+    /// Less of everything, done within two minutes once it is built
     #[arg(long)]
     quick: bool,
     /// As the full run with fewer rounds and no fleet: about five minutes

@@ -93,8 +93,8 @@ fn prepare(group: &Group) -> Result<()> {
     setup::ensure(group.jobs, &ThisMachine)
 }
 
-/// One line per group, and the totals last. A group that failed for another reason than a failed
-/// test counts as one failure, so that the totals never look better than the run was.
+/// One line per group and failed test, and the totals last. A group that failed for another reason
+/// than a failed test counts as one failure, so that the totals never look better than the run was.
 fn closing_lines(outcomes: &[Outcome]) -> String {
     let mut lines = String::from("\n");
     let mut totals = Counts::default();
@@ -108,6 +108,9 @@ fn closing_lines(outcomes: &[Outcome]) -> String {
                 problem.lines().next().unwrap_or_default()
             ),
         });
+        for failure in &outcome.counts.failures {
+            lines.push_str(&format!("failed: {failure}\n"));
+        }
         totals.passed += outcome.counts.passed;
         totals.failed += match outcome.problem {
             None => 0,
@@ -128,7 +131,11 @@ mod tests {
     fn outcome(group: &'static str, passed: u64, failed: u64, problem: Option<&str>) -> Outcome {
         Outcome {
             group,
-            counts: Counts { passed, failed },
+            counts: Counts {
+                passed,
+                failed,
+                failures: (0..failed).map(|n| format!("e2e test_{n}")).collect(),
+            },
             problem: problem.map(str::to_owned),
             took: Duration::from_millis(2_500),
         }
@@ -155,7 +162,10 @@ mod tests {
 
         assert!(lines.ends_with("\n98 passed, 2 failed\n"), "{lines}");
         assert!(
-            lines.contains("group unit: FAILED in 2 s: exit status: 100\n"),
+            lines.contains(
+                "group unit: FAILED in 2 s: exit status: 100\n\
+                 failed: e2e test_0\nfailed: e2e test_1\n"
+            ),
             "{lines}"
         );
     }

@@ -151,12 +151,15 @@ impl Place {
             .with_context(|| format!("cannot write {}", log.display()))?;
         let mut here = Counts::default();
         let result = results::count(&output, RUNS, &mut here);
-        counts.add(here);
         println!(
             "kernel {}: {here}; its output is in {}",
             release.name,
             log.display()
         );
+        for name in &mut here.failures {
+            *name = format!("{name} (kernel {})", release.name);
+        }
+        counts.add(here);
         if result.is_err() {
             println!("the end of its console:\n{}", tail(&console));
         }

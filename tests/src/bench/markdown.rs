@@ -471,7 +471,7 @@ const REPEAT: &str = "
 
 ```sh
 cargo xtask bench                 # some minutes, as root; prints everything
-cargo xtask bench --quick         # less of everything, within a minute once built
+cargo xtask bench --quick         # less of everything, within two minutes once built
 cargo xtask bench --json results.json --markdown results.md --plots plots
 cargo xtask bench --docs          # writes this document and its pictures
 ```

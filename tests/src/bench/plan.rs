@@ -2,7 +2,7 @@
 //!
 //! Owns the sizes of the four kinds of run, so that the code that measures knows none of them.
 //! Smaller runs say so in their output: their figures are for comparing two states of the code on
-//! one machine within a minute, not for quoting.
+//! one machine within two minutes, not for quoting.
 
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ impl Plan {
         }
     }
 
-    /// The same in under a minute, without the fleet.
+    /// The same in under two minutes, without the fleet.
     #[must_use]
     pub fn quick() -> Self {
         Self {

@@ -15,7 +15,7 @@ use proxymux_tests::bench::{self, Ending, Options, Plan};
 #[derive(Debug, Parser)]
 #[command(name = "proxymux-bench", version)]
 struct Args {
-    /// Less of everything, done within a minute
+    /// Less of everything, done within two minutes
     #[arg(long)]
     quick: bool,
     /// As the full run with fewer rounds and no fleet: about five minutes

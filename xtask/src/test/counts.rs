@@ -1,22 +1,26 @@
-//! How many tests passed and failed, read from what the test runners report.
+//! How many tests passed and failed and which failed, read from what the test runners report.
 //!
 //! nextest's JUnit report is used and not its closing line, which is made for people; doc tests
 //! have only their lines. Whatever is not understood is an error: a count is never a guess.
+//! The names of failed tests are for people, who look at the end of a long output first.
 
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
 
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Counts {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// The failed tests by name, each with the first line of what it said, if that is known.
+    pub(crate) failures: Vec<String>,
 }
 
 impl Counts {
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend(other.failures);
     }
 
     /// The last word on a group whose commands have all succeeded.
@@ -47,7 +51,11 @@ impl Counts {
         let passed = tests
             .checked_sub(failed)
             .with_context(|| format!("JUnit report counts {failed} failures in {tests} tests"))?;
-        Ok(Self { passed, failed })
+        Ok(Self {
+            passed,
+            failed,
+            failures: failures_in_junit(report),
+        })
     }
 
     /// The sum over every `test result:` line that `cargo test` prints.
@@ -60,8 +68,14 @@ impl Counts {
             sum.add(Self {
                 passed: number_before(result, " passed")?,
                 failed: number_before(result, " failed")?,
+                failures: Vec::new(),
             });
         }
+        let failures = output.lines().filter_map(|line| {
+            let name = line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
+            Some(name.to_owned())
+        });
+        sum.failures.extend(failures);
         Ok(sum)
     }
 }
@@ -72,15 +86,47 @@ impl fmt::Display for Counts {
     }
 }
 
+/// What a test says is escaped, so a tag within a test case is the report's own.
+fn failures_in_junit(report: &str) -> Vec<String> {
+    let cases = report.split("<testcase ").skip(1);
+    let failed = cases.filter_map(|case| {
+        let case = case.split("</testcase>").next()?;
+        let (_, problem) = case
+            .split_once("<failure")
+            .or_else(|| case.split_once("<error"))?;
+        let program = value(case, "classname").unwrap_or_default();
+        let name = value(case, "name").unwrap_or_default();
+        let said = problem.split('>').next().unwrap_or_default();
+        let said = value(said, "message").unwrap_or_default();
+        let said = unescaped(said.lines().next().unwrap_or_default());
+        let said = said.chars().take(MAX_SAID).collect::<String>();
+        Some(format!("{program} {name}: {said}"))
+    });
+    failed.collect()
+}
+
+fn unescaped(text: &str) -> String {
+    text.replace("&#10;", " ")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&quot;", "\"")
+        .replace("&apos;", "'")
+        .replace("&amp;", "&")
+}
+
 fn attribute(tag: &str, name: &str) -> Result<u64> {
-    let value = tag
-        .split_once(&format!(" {name}=\""))
-        .and_then(|(_, rest)| rest.split_once('"'))
-        .map(|(value, _)| value)
+    let value = value(tag, name)
         .with_context(|| format!("<testsuites> of the JUnit report has no {name}: {tag}"))?;
     value
         .parse()
         .with_context(|| format!("{name} in the JUnit report is no number: {value}"))
+}
+
+/// The value of an attribute in an opening tag, with or without its name before it.
+fn value<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
+    let bare = tag.strip_prefix(&format!("{name}=\""));
+    let rest = bare.or_else(|| tag.split_once(&format!(" {name}=\"")).map(|(_, rest)| rest))?;
+    rest.split_once('"').map(|(value, _)| value)
 }
 
 fn number_before(text: &str, word: &str) -> Result<u64> {
@@ -88,6 +134,9 @@ fn number_before(text: &str, word: &str) -> Result<u64> {
         .and_then(|(before, _)| before.rsplit(' ').next()?.parse().ok())
         .with_context(|| format!("no number before `{word}` in `test result: {text}`"))
 }
+
+/// Of what a failed test said, a line is enough at the end; all of it stands further up.
+const MAX_SAID: usize = 400;
 
 #[cfg(test)]
 mod tests {
@@ -106,8 +155,27 @@ mod tests {
             counts,
             Counts {
                 passed: 9,
-                failed: 3
+                failed: 3,
+                ..Counts::default()
             }
+        );
+    }
+
+    #[test]
+    fn failed_tests_are_named_with_what_they_said() {
+        let report = format!(
+            "{OPENING}\
+        <testcase name=\"a::good\" classname=\"proto\" timestamp=\"t\" time=\"0.003\">
+        </testcase>
+        <testcase name=\"a::bad\" classname=\"proto::e2e\" time=\"0.1\">
+            <failure message=\"thread &apos;a::bad&apos; panicked at a.rs:1\" type=\"x\">all</failure>
+            <system-out>&lt;failure</system-out>
+        </testcase>\n"
+        );
+
+        assert_eq!(
+            Counts::from_junit(&report).unwrap().failures,
+            ["proto::e2e a::bad: thread 'a::bad' panicked at a.rs:1"]
         );
     }
 
@@ -131,6 +199,7 @@ mod tests {
         let output = "\
 running 2 tests
 test src/lib.rs - frame (line 7) ... ok
+test src/lib.rs - open (line 9) ... FAILED
 
 test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.20s
 
@@ -143,7 +212,8 @@ test result: FAILED. 10 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out;
             counts,
             Counts {
                 passed: 12,
-                failed: 1
+                failed: 1,
+                failures: vec!["src/lib.rs - open (line 9)".to_owned()],
             }
         );
     }
@@ -171,6 +241,7 @@ test result: FAILED. 10 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out;
         let counts = Counts {
             passed: 5,
             failed: 1,
+            ..Counts::default()
         };
 
         assert_eq!(

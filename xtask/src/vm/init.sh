@@ -28,7 +28,7 @@ ulimit -n 20000
 export PROXYMUX_BIN_DIR=/daemons
 while read -r program filter; do
     echo "vm: start $program $filter"
-    "/tests/$program" --test-threads=1 --color=never "$filter"
+    "/tests/$program" --test-threads=2 --color=never "$filter"
     echo "vm: end $? after $(cut -d ' ' -f 1 /proc/uptime) s"
 done </tests.list
 echo "vm: done"

@@ -98,7 +98,8 @@ vm: done
             counts,
             Counts {
                 passed: 3,
-                failed: 1
+                failed: 1,
+                ..Counts::default()
             }
         );
     }

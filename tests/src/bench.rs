@@ -65,6 +65,11 @@ pub struct Options {
     pub plots: Option<PathBuf>,
 }
 
+/// The names of all cases, in the order in which they take turns.
+pub fn case_names() -> impl Iterator<Item = &'static str> {
+    case::CASES.iter().map(|case| case.name)
+}
+
 /// How a run ended. Everything it made has been removed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ending {

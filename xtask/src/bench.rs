@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// As the full run with fewer rounds and no fleet: about five minutes
     #[arg(long, conflicts_with = "quick")]
     short: bool,
+    /// Measure only the rounds of this case; may be given more than once
+    #[arg(long, value_name = "CASE", conflicts_with = "docs")]
+    only: Vec<String>,
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -83,6 +86,9 @@ fn arguments(options: &Options) -> Result<Vec<OsString>> {
     if options.short {
         arguments.push("--short".into());
     }
+    for case in &options.only {
+        arguments.extend(["--only".into(), case.into()]);
+    }
     for (option, place) in [
         ("--json", &options.json),
         ("--markdown", &options.markdown),
@@ -118,6 +124,7 @@ mod tests {
     fn a_file_is_meant_from_where_the_command_was_typed() {
         let options = Options {
             quick: true,
+            only: vec!["reverse".to_owned()],
             json: Some("results.json".into()),
             plots: Some("plots".into()),
             ..NOTHING
@@ -131,6 +138,8 @@ mod tests {
             arguments,
             [
                 "--quick".into(),
+                "--only".into(),
+                "reverse".into(),
                 "--json".into(),
                 place("results.json"),
                 "--plots".into(),
@@ -147,6 +156,7 @@ mod tests {
     const NOTHING: Options = Options {
         quick: false,
         short: false,
+        only: Vec::new(),
         json: None,
         markdown: None,
         plots: None,

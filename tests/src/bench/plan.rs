@@ -14,6 +14,8 @@ use super::case::{Case, DIRECT, REVERSE, SESSION};
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(super) name: &'static str,
+    /// The cases that are measured, by name, in their rounds only; all of everything if empty.
+    pub(super) only: Vec<&'static str>,
     pub(super) rounds: usize,
     /// Of one transfer, over all its connections together.
     pub(super) transfer_bytes: u64,
@@ -66,6 +68,7 @@ impl Plan {
     pub fn full() -> Self {
         Self {
             name: FULL,
+            only: Vec::new(),
             rounds: 5,
             transfer_bytes: 2 << 30,
             streams: &[1, 8],
@@ -151,6 +154,7 @@ impl Plan {
     pub fn tiny() -> Self {
         Self {
             name: "tiny",
+            only: Vec::new(),
             rounds: 1,
             transfer_bytes: 8 << 20,
             streams: &[1, 2],
@@ -184,6 +188,20 @@ impl Plan {
         }
     }
 
+    /// Only the rounds of these cases, to compare two states of the code in one respect.
+    #[must_use]
+    pub fn only(self, cases: Vec<&'static str>) -> Self {
+        Self {
+            only: cases,
+            ..self
+        }
+    }
+
+    /// Whether this case is measured at all.
+    pub(super) fn has(&self, case: &Case) -> bool {
+        self.only.is_empty() || self.only.contains(&case.name)
+    }
+
     /// Whether what takes long is measured of this case too.
     pub(super) fn is_thorough_about(&self, case: &Case) -> bool {
         match self.name {
@@ -203,6 +221,7 @@ impl Plan {
     pub(super) fn to_json(&self) -> Value {
         json!({
             "name": self.name,
+            "only": self.only,
             "rounds": self.rounds,
             "transfer_bytes": self.transfer_bytes,
             "requests": self.requests,

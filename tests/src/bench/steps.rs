@@ -33,11 +33,14 @@ impl<W: Write + Send> Bench<'_, W> {
     pub(super) async fn measure(&mut self) -> Result<()> {
         self.say(&format!("proxymux bench, {} run", self.plan.name))?;
         self.say(&self.machine.line())?;
-        for &case in CASES {
+        for &case in CASES.iter().filter(|case| self.plan.has(case)) {
             // Making machines blocks for a while; a signal then waits for the next step.
             let stage = tokio::task::block_in_place(|| Stage::set(case));
             let context = || format!("cannot set the stage for case {}", case.name);
             self.stages.push(stage.with_context(context)?);
+        }
+        if !self.plan.only.is_empty() {
+            return self.measure_rounds().await;
         }
         self.measure_idle().await?;
         self.measure_rounds().await?;

@@ -5,7 +5,7 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, builder::PossibleValuesParser};
 use proxymux_tests::bench::{self, Ending, Options, Plan};
 
 /// Measures what the tunnel costs, in network namespaces, held against plain TCP.
@@ -24,6 +24,9 @@ struct Args {
     /// So little of everything that the figures are worth nothing: for testing the bench
     #[arg(long, hide = true, conflicts_with_all = ["quick", "short"])]
     tiny: bool,
+    /// Measure only the rounds of this case; may be given more than once
+    #[arg(long, value_name = "CASE", value_parser = PossibleValuesParser::new(bench::case_names()))]
+    only: Vec<String>,
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -53,8 +56,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let only = bench::case_names().filter(|name| args.only.iter().any(|only| only == name));
     let options = Options {
-        plan,
+        plan: plan.only(only.collect()),
         json: args.json,
         markdown: args.markdown,
         plots: args.plots,

@@ -7,6 +7,7 @@
 //! and for the caller to warn with [`CertificateInfo::validity_at`].
 //! All functions here block on the file system; files are at most 1 MiB ([`MAX_FILE_LEN`]).
 
+pub mod check;
 mod error;
 mod pem_file;
 

@@ -177,6 +177,56 @@ impl CredentialsError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })
     }
+
+    /// What a person can do about it, in a few words.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Missing { path } => format!(
+                "put the file there (`ls -l {}`), or name the right one in the configuration",
+                path.display()
+            ),
+            Self::Unreadable { path, source } => match source.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "run this as the user that may read `{}`, or let this one",
+                    path.display()
+                ),
+                _ => format!("see why: `ls -lL {}`, and the kernel's log", path.display()),
+            },
+            Self::NotAFile { .. } | Self::TooLong { .. } => {
+                "name the right file in the configuration".to_owned()
+            }
+            Self::BadPem { .. } | Self::NoCertificate { .. } | Self::BadCertificate { .. } => {
+                "write the file anew, whole and in PEM, or name the right one in the configuration"
+                    .to_owned()
+            }
+            Self::IsCa { .. } => "put the end-entity certificate first in the file".to_owned(),
+            Self::OldVersion { .. } => {
+                "have it issued anew with extensions (openssl: `-extfile`)".to_owned()
+            }
+            Self::NoKey { .. } => {
+                "put the key there, or name the file that has it in the configuration".to_owned()
+            }
+            Self::EncryptedKey { path } => format!(
+                "write it without a passphrase: `openssl pkey -in {}`",
+                path.display()
+            ),
+            Self::UnusableKey { .. } => {
+                "make a new key, ECDSA P-256 or RSA of 2048 bits or more, and have a certificate \
+                 issued for it"
+                    .to_owned()
+            }
+            Self::KeyMismatch { .. } => {
+                "put certificate and key of one pair there; if they are just being replaced, look \
+                 again"
+                    .to_owned()
+            }
+            Self::UnusableCertificate { .. } => "have the certificate issued anew".to_owned(),
+            Self::NoCa { .. } => {
+                "put the CA's certificate there, with basic constraints CA:TRUE".to_owned()
+            }
+        }
+    }
 }
 
 impl fmt::Display for PemFault {

@@ -16,5 +16,5 @@ pub use self::{
     load::{HANG, Load, Report, Request},
     stage::{Stage, Victim, Window},
     target::{Dispenser, dispenser},
-    usage::{Holdings, Named, Slack, holdings, settle},
+    usage::{Holdings, Named, Slack, holdings, holdings_at_rest, settle},
 };

@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep};
 pub struct Holdings {
     /// Which process.
     pub pid: i32,
-    /// Open descriptors.
+    /// Open descriptors, without those of empty pipes that are kept for the next relay: how many
+    /// these are, up to a small limit, is chance.
     pub descriptors: usize,
     /// Threads.
     pub threads: u64,
@@ -62,6 +63,23 @@ pub async fn holdings(cluster: &Cluster) -> Result<Vec<Named>> {
         ));
     }
     Ok(all)
+}
+
+/// The most that every daemon of a cluster holds while it is at rest: what is replaced from time
+/// to time, such as idle flows, is missing for a moment.
+///
+/// # Errors
+///
+/// Those of [`holdings`].
+pub async fn holdings_at_rest(cluster: &Cluster) -> Result<Vec<Named>> {
+    let mut most = holdings(cluster).await?;
+    for _ in 0..SAMPLES {
+        sleep(AGAIN).await;
+        for ((_, most), (_, now)) in most.iter_mut().zip(holdings(cluster).await?) {
+            most.raise_to(&now);
+        }
+    }
+    Ok(most)
 }
 
 /// Waits until no daemon holds more than `before`, for as long as `limit`, and returns what they
@@ -108,11 +126,18 @@ async fn of(daemon: &Daemon, program: &'static str, socket: PathBuf) -> Result<H
     } = daemon.usage()?;
     Ok(Holdings {
         pid: daemon.pid().as_raw(),
-        descriptors: open_files,
+        descriptors: open_files.saturating_sub(2 * free_pipes(&metrics.body)?),
         threads,
         rss_kib: rss_bytes / 1024,
         gauges,
     })
+}
+
+fn free_pipes(metrics: &str) -> Result<usize> {
+    let is_sample = |line: &&str| line.contains("_pipes{state=\"free\"} ");
+    let sample = metrics.lines().find(is_sample);
+    let value = sample.and_then(|line| line.rsplit_once(' ')?.1.parse().ok());
+    value.context("no metric of free pipes")
 }
 
 /// The sum of a metric's samples, whatever their labels.
@@ -139,6 +164,16 @@ impl Holdings {
         let gauges = GAUGES.iter().zip(self.gauges);
         let mut named = gauges.filter(|(gauge, _)| **gauge == name);
         named.next().map_or(0, |(_, value)| value)
+    }
+
+    /// Takes the larger of each.
+    fn raise_to(&mut self, other: &Self) {
+        self.descriptors = self.descriptors.max(other.descriptors);
+        self.threads = self.threads.max(other.threads);
+        self.rss_kib = self.rss_kib.max(other.rss_kib);
+        for (gauge, other) in self.gauges.iter_mut().zip(other.gauges) {
+            *gauge = (*gauge).max(other);
+        }
     }
 
     /// Fails if this is more than `before`.
@@ -199,6 +234,9 @@ const GAUGES: [&str; 4] = [
 
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// How often it is looked what daemons hold at rest.
+const SAMPLES: usize = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +274,14 @@ mod tests {
             };
             assert!(leaks(&more), "{name}");
         }
+    }
+
+    #[test]
+    fn free_pipes_are_those_that_the_daemon_names() {
+        let metrics = "proxymux_master_pipes{state=\"held\"} 3\n\
+             proxymux_master_pipes{state=\"free\"} 5\n";
+        assert_eq!(free_pipes(metrics).expect("it is there"), 5);
+        assert!(free_pipes("proxymux_master_pipes{state=\"held\"} 3\n").is_err());
     }
 
     #[test]

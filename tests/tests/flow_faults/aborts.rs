@@ -13,7 +13,7 @@ use proxymux_tests::{
     faults::{
         Slack,
         aborts::{Targets, storm},
-        dispenser, holdings, settle,
+        dispenser, holdings_at_rest, settle,
     },
 };
 use tokio::time::sleep;
@@ -53,7 +53,7 @@ async fn aborts_on_flows_leave_nothing_behind() -> Result<()> {
         run(Door::Unix, WARM_UP, 1)?;
         run(Door::Tcp, WARM_UP, 2)?;
         at_rest().await;
-        let before = holdings(&cluster).await?;
+        let before = holdings_at_rest(&cluster).await?;
         run(Door::Unix, ABORTS, 3)?;
         run(Door::Tcp, ABORTS, 4)?;
         at_rest().await;

@@ -77,8 +77,8 @@ async fn aborts_on_flows_leave_nothing_behind() -> Result<()> {
 }
 
 const WARM_UP: usize = 1_000;
-/// At each door.
-const ABORTS: usize = 2_000;
+/// At each door, so that there are 20,000 in all.
+const ABORTS: usize = 5_000;
 /// Ends are passed on within a second.
 const REST: Duration = Duration::from_secs(3);
 /// How long what is left of the last connections may take to go away.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::{
     board::Board,
     certificates,
+    closing::Closing,
     config::Config,
     flows::Flows,
     masters::HeldMasters,
@@ -41,6 +42,8 @@ pub(crate) struct Agent {
     pub(crate) flows: Flows,
     /// Whose connections are steered.
     pub(crate) sources: Arc<Sources>,
+    /// When it takes nothing new any more, after it was told to end.
+    pub(crate) closing: Closing,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -64,6 +67,7 @@ impl Agent {
             memory,
             flows,
             steering,
+            closing: Closing::default(),
             shutdown,
         })
     }
@@ -89,8 +93,8 @@ impl Agent {
         }
     }
 
-    /// How long open streams may go on when this agent is told to stop.
+    /// How long open streams may go on from now on, when they are to end.
     pub(crate) fn drain_deadline(&self) -> Duration {
-        self.config.drain_deadline
+        self.closing.left_of(self.config.drain_deadline)
     }
 }

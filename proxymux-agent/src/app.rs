@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     admin::AgentAnswers,
     agent::Agent,
+    closing,
     config::Config,
     flows::Flows,
     link,
@@ -90,6 +91,7 @@ async fn serve_masters(agent: Arc<Agent>) {
     ));
     links.spawn(sources::keep(Arc::clone(&agent)));
     links.spawn(listener::run(Arc::clone(&agent)));
+    links.spawn(close(Arc::clone(&agent)));
     links.spawn(Flows::finish(Arc::clone(&agent)));
     links.close();
     links.wait().await;
@@ -108,6 +110,11 @@ async fn steer(agent: Arc<Agent>) {
     let stop = agent.shutdown.drain.clone();
     let steering = Arc::clone(&agent.steering);
     steering.watch(stop, &agent.metrics.steering).await;
+}
+
+/// Sees to it that the agent, once it was told to end, takes nothing new in time.
+async fn close(agent: Arc<Agent>) {
+    closing::run(&agent).await;
 }
 
 /// Says which mode is in force and why, or that the one configured cannot be had.

@@ -8,6 +8,7 @@ mod agent;
 pub mod app;
 mod board;
 mod certificates;
+mod closing;
 pub mod config;
 pub mod discovery;
 mod far_end;

@@ -49,6 +49,8 @@ pub(crate) struct SessionHandle {
     pub(crate) registered: CancellationToken,
     /// Whether new streams may be opened.
     pub(crate) open: AtomicBool,
+    /// The agent was told to end, and another run of it is to take its place.
+    pub(crate) leaving: AtomicBool,
     /// Where the node's kubelet listens.
     pub(crate) kubelet_port: u16,
     /// There if both ends use fast paths.
@@ -62,8 +64,8 @@ pub(crate) enum SessionCommand {
     /// A newer session of the node has taken over.
     Superseded {
         by: SocketAddr,
-        /// The newer one is of the same run of the agent, which replaces its own session.
-        same_instance: bool,
+        /// The agent wants it so: the newer one is of the same run, or this run is to end.
+        in_order: bool,
     },
     /// Tell the agent where its addresses lead.
     Addresses(Addresses),
@@ -132,6 +134,11 @@ pub(crate) struct Admitted {
 }
 
 impl SessionHandle {
+    /// Whether this session's agent wants that one in its place.
+    pub(crate) fn makes_room_for(&self, newer: &Self) -> bool {
+        self.instance == newer.instance || self.leaving.load(Ordering::Acquire)
+    }
+
     /// Nothing new is opened any more, by whichever path.
     fn close_to_new(&self) {
         self.open.store(false, Ordering::Release);
@@ -184,7 +191,7 @@ impl Registry {
         let superseded = node.current.replace(Arc::clone(session));
         if let Some(old) = &superseded {
             old.close_to_new();
-            if old.instance != session.instance {
+            if !old.makes_room_for(session) {
                 node.evict(old.instance);
             }
         }

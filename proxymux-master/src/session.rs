@@ -108,7 +108,7 @@ struct Finish {
 struct Probe {
     by: Instant,
     new_peer: SocketAddr,
-    same_instance: bool,
+    in_order: bool,
 }
 
 /// How a session's loop ended.
@@ -172,6 +172,7 @@ impl Session {
             cut: CancellationToken::new(),
             registered: CancellationToken::new(),
             open: true.into(),
+            leaving: false.into(),
             kubelet_port: kubelet.map_or(DEFAULT_KUBELET_PORT, |kubelet| kubelet.port()),
             flows,
             about: About::new(registration, trust.not_after()),
@@ -346,6 +347,11 @@ impl Session {
                     flows.aborted(&abort);
                 }
             }
+            Event::Message(ControlMessage::Drain(drain)) if drain.takes_new => {
+                let (reason, deadline_s) = (drain.reason, drain.deadline.as_secs());
+                tracing::info!(%node, %peer, reason, deadline_s, "agent waits for a successor");
+                self.handle.leaving.store(true, Ordering::Release);
+            }
             Event::Message(ControlMessage::Drain(drain)) => {
                 tracing::info!(%node, %peer, reason = drain.reason, "agent drains its session");
                 self.closed_to_new.get_or_insert_with(Instant::now);
@@ -368,12 +374,12 @@ impl Session {
                 self.core.send(&ControlMessage::Addresses(addresses))
             }
             SessionCommand::FlowPool(number) => self.core.send(&ControlMessage::FlowPool(number)),
-            SessionCommand::Superseded { by, same_instance } => {
+            SessionCommand::Superseded { by, in_order } => {
                 let by_when = Instant::now() + PROBE_LIMIT;
                 self.probe = Some(Probe {
                     by: by_when,
                     new_peer: by,
-                    same_instance,
+                    in_order,
                 });
                 self.core.ping()
             }
@@ -438,10 +444,10 @@ impl Session {
     /// Lets a superseded session that lives finish its streams, for as long as they take.
     fn finish_superseded(&mut self, probe: &Probe) {
         let (node, old, new) = (&self.handle.node, self.handle.peer, probe.new_peer);
-        let told = !probe.same_instance;
+        let told = !probe.in_order;
         self.closed_to_new.get_or_insert_with(Instant::now);
-        let end = if probe.same_instance {
-            let text = format!("replaced by this agent's session from {new}, this is from {old}");
+        let end = if probe.in_order {
+            let text = format!("replaced by this node's session from {new}, this is from {old}");
             SessionEnd::new(EndCode::AlreadyConnected, &text)
         } else {
             tracing::error!(
@@ -525,15 +531,15 @@ fn refuse_stream(stream: MessageStream) -> Ending {
 
 /// Tells a session that its place is taken.
 fn supersede(old: &SessionHandle, new: &SessionHandle) {
-    let same_instance = old.instance == new.instance;
+    let in_order = old.makes_room_for(new);
     tracing::info!(
-        node = %new.node, old_peer = %old.peer, new_peer = %new.peer, same_instance,
+        node = %new.node, old_peer = %old.peer, new_peer = %new.peer, in_order,
         "session superseded"
     );
     // A queue that is full or closed belongs to a session that is ending by itself.
     let _ = old.commands.try_send(SessionCommand::Superseded {
         by: new.peer,
-        same_instance,
+        in_order,
     });
 }
 

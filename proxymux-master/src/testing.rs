@@ -139,6 +139,7 @@ pub(crate) fn session_of(registration: &Registration, flows: Option<SessionFlows
         cut: CancellationToken::new(),
         registered: CancellationToken::new(),
         open: true.into(),
+        leaving: false.into(),
         kubelet_port: registration.kubelet.map_or(10250, |kubelet| kubelet.port()),
         flows,
         about: About::new(registration, SystemTime::UNIX_EPOCH),

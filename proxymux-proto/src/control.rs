@@ -266,6 +266,9 @@ pub struct Drain {
     pub deadline: Duration,
     /// The cause in words, in printable ASCII.
     pub reason: String,
+    /// New streams are served all the same until a successor has a session, or this is said again
+    /// without it. Only agents say that.
+    pub takes_new: bool,
 }
 
 impl ControlMessage {

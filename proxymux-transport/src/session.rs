@@ -183,6 +183,21 @@ impl SessionCore {
         self.send(&ControlMessage::Drain(Drain {
             deadline,
             reason: reason.to_owned(),
+            takes_new: false,
+        }))
+    }
+
+    /// Queues the word that this agent ends within `deadline`, and takes new streams only until a
+    /// successor does, or [`SessionCore::drain`] says that it takes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionCore::send`].
+    pub fn make_room(&mut self, deadline: Duration, reason: &str) -> Result<(), ControlError> {
+        self.send(&ControlMessage::Drain(Drain {
+            deadline,
+            reason: reason.to_owned(),
+            takes_new: true,
         }))
     }
 

@@ -53,6 +53,7 @@ pub(super) async fn serve(
     agent: Arc<Agent>,
 ) {
     let started = Instant::now();
+    let _work = agent.closing.work();
     let peer = flow.connection().peer_addr().unwrap_or(owner.at);
     match open(&mut flow, &request, &owner, &agent).await {
         Ok(kubelet) => {
@@ -84,7 +85,7 @@ async fn open(
     agent: &Agent,
 ) -> Result<(TcpStream, [FlowBuffersGuard; 2]), ServeError> {
     let node = || agent.config.node_name.clone();
-    if agent.shutdown.drain.is_cancelled() || owner.closed.is_cancelled() {
+    if agent.closing.is_closed() || owner.closed.is_cancelled() {
         return Err(ServeError::Draining(node()));
     }
     // This one is counted already.

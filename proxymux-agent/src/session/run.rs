@@ -88,6 +88,8 @@ pub(super) struct Session {
     goodbye: bool,
     /// The agent has said that it drains this session.
     draining: bool,
+    /// The agent was told to end, and the master knows.
+    leaving: bool,
     /// The agent itself is ending.
     ending: bool,
     /// When streams that are still open are cut off, or, once they are, no longer waited for.
@@ -182,6 +184,7 @@ impl Session {
             renewed,
             goodbye: false,
             draining: false,
+            leaving: false,
             ending: false,
             finish_by: None,
             began: Instant::now(),
@@ -224,7 +227,7 @@ impl Session {
     }
 
     async fn serve_until_done(&mut self) -> Ending {
-        let shutdown = self.agent.shutdown.clone();
+        let (agent, shutdown) = (Arc::clone(&self.agent), self.agent.shutdown.clone());
         loop {
             let finish_by = self.finish_by;
             // A session that drains or was replaced ends with its streams, trusted or not.
@@ -257,7 +260,8 @@ impl Session {
                     self.accept(stream);
                     None
                 }
-                () = shutdown.drain.cancelled(), if !self.ending => self.end_with_agent(),
+                () = shutdown.drain.cancelled(), if !self.leaving => self.leave(),
+                () = agent.closing.closed(), if !self.ending => self.end_with_agent(),
                 Ok(()) = self.renewed.changed(), if judged => self.review(),
                 () = sleep_until(next_check), if judged && next_check.is_some() => self.review(),
                 abort = next_abort(&mut self.flows) => {
@@ -315,7 +319,9 @@ impl Session {
                 log_addresses(self.at, &addresses);
                 self.row.addresses(&addresses);
             }
-            ControlMessage::Drain(Drain { deadline, reason }) => {
+            ControlMessage::Drain(Drain {
+                deadline, reason, ..
+            }) => {
                 tracing::info!(master = %self.at, reason, "master drains the session");
                 self.release(Pause::Backoff, DRAIN);
                 self.take_no_flows();
@@ -362,10 +368,27 @@ impl Session {
         self.streams.spawn(serve(stream, context));
     }
 
+    /// Says that a successor is welcome. Until there is one, or this agent closes, it is asked as
+    /// before.
+    fn leave(&mut self) -> Option<Ending> {
+        self.leaving = true;
+        if self.draining || self.agent.closing.is_closed() {
+            return None;
+        }
+        let (limit, reason) = (self.agent.drain_deadline(), self.reason_to_end());
+        let told = self.core.make_room(limit, &reason);
+        told.err()
+            .map(|error| Ending::Over(SessionOver::Control(error)))
+    }
+
     fn end_with_agent(&mut self) -> Option<Ending> {
         self.ending = true;
-        let reason = format!("agent of node {} is ending", self.agent.config.node_name);
+        let reason = self.reason_to_end();
         self.drain(&reason, Pause::Backoff)
+    }
+
+    fn reason_to_end(&self) -> String {
+        format!("agent of node {} is ending", self.agent.config.node_name)
     }
 
     /// Looks at whether the session is still one that would be made today.

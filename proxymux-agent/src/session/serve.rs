@@ -65,6 +65,7 @@ enum ServeError {
 /// Serves a stream that the master has opened.
 pub(crate) async fn serve(mut stream: MessageStream, context: StreamContext) {
     let started = Instant::now();
+    let _work = context.agent.closing.work();
     let request = receive_request(&mut stream).await;
     let target = request.as_ref().ok().map(|request| request.target.clone());
     let opened = match request {
@@ -102,7 +103,7 @@ async fn open(
     request: &OpenRequest,
     agent: &Agent,
 ) -> Result<TcpStream, ServeError> {
-    if agent.shutdown.drain.is_cancelled() {
+    if agent.closing.is_closed() {
         return Err(ServeError::Draining(agent.config.node_name.clone()));
     }
     stream.check_memory().map_err(|full| ServeError::NoMemory {

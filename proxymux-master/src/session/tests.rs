@@ -137,6 +137,37 @@ async fn a_session_that_its_own_run_replaces_is_told_when_its_streams_have_ended
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_waits_for_a_successor_is_asked_until_there_is_one() {
+    let master = master("");
+    let mut older = Agent::admitted(&master, NODE, 1).await;
+    let session = current(&master);
+    let stream = session.relays.token();
+
+    older
+        .core
+        .make_room(Duration::from_secs(30), "update")
+        .unwrap();
+    older.idle(Duration::from_secs(10)).await;
+    let found = master.registry.find(&target("10.0.10.10:10250"));
+    assert!(matches!(found, Found::Session(_)), "{found:?}");
+    let mut newer = Agent::admitted(&master, NODE, 2).await;
+
+    assert_eq!(current(&master).instance, run_id(2));
+    let while_it_finishes = Duration::from_secs(20);
+    tokio::join!(older.idle(while_it_finishes), newer.idle(while_it_finishes));
+    drop(stream);
+    let told = end(older.message().await);
+    assert_eq!(
+        (told.code, told.retry_after),
+        (EndCode::AlreadyConnected, None)
+    );
+    // It was asked to go by nobody, and may come again.
+    let back = Agent::admitted(&master, NODE, 1).await;
+    assert_eq!(current(&master).instance, run_id(1));
+    drop((back, newer));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_superseded_session_that_does_not_answer_is_dropped_after_two_seconds() {
     let master = master("");
     // Nobody polls it from here on.
@@ -184,6 +215,7 @@ async fn when_the_master_ends_a_session_ends_with_its_last_stream() {
     let expected = Drain {
         deadline: Duration::from_secs(30),
         reason: "master is ending".to_owned(),
+        takes_new: false,
     };
     assert_eq!(asked, ControlMessage::Drain(expected));
     agent.idle(Duration::from_secs(10)).await;

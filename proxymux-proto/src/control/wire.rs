@@ -147,6 +147,8 @@ struct DrainMsg {
     deadline_ms: u32,
     #[prost(string, tag = "2")]
     reason: String,
+    #[prost(bool, tag = "3")]
+    takes_new: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -193,6 +195,7 @@ impl From<&Checked> for ControlMessage {
             Checked::Drain(m) => Some(Body::Drain(DrainMsg {
                 deadline_ms: millis(m.deadline),
                 reason: shown(&m.reason),
+                takes_new: m.takes_new,
             })),
             Checked::Abort { stream, code } => Some(Body::Abort(AbortMsg {
                 stream: *stream,
@@ -269,6 +272,7 @@ impl TryFrom<ControlMessage> for Checked {
             Some(Body::Drain(m)) => Self::Drain(Drain {
                 deadline: from_millis(m.deadline_ms),
                 reason: shown(&m.reason),
+                takes_new: m.takes_new,
             }),
             Some(Body::Abort(m)) => Self::Abort {
                 stream: m.stream,

@@ -177,9 +177,10 @@ fn session_end() -> impl Strategy<Value = SessionEnd> {
 }
 
 fn drain() -> impl Strategy<Value = Drain> {
-    (any::<u32>(), shown_text()).prop_map(|(ms, reason)| Drain {
+    (any::<u32>(), shown_text(), any::<bool>()).prop_map(|(ms, reason, takes_new)| Drain {
         deadline: millis(ms),
         reason,
+        takes_new,
     })
 }
 

@@ -240,6 +240,7 @@ fn values() -> Vec<(&'static str, Value)> {
             Value::Control(ControlMessage::Drain(Drain {
                 deadline: Duration::from_secs(30),
                 reason: "update".to_owned(),
+                takes_new: true,
             })),
         ),
         (

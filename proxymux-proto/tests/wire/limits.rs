@@ -304,6 +304,7 @@ fn times_too_short_or_too_long_for_the_wire_become_the_nearest() {
         let drain = Drain {
             deadline: sent,
             reason: String::new(),
+            takes_new: false,
         };
         let frame = ControlMessage::Drain(drain).encode().unwrap();
         let ControlMessage::Drain(arrived) = ControlMessage::decode(&content(&frame)).unwrap()
@@ -331,6 +332,7 @@ fn text_to_be_shown_is_cut_before_it_is_sent() {
     let drain = Drain {
         deadline: Duration::ZERO,
         reason: long.clone(),
+        takes_new: false,
     };
     let end = SessionEnd {
         code: EndCode::Busy,

@@ -256,6 +256,7 @@ fn drain() -> ControlMessage {
     ControlMessage::Drain(Drain {
         deadline: Duration::from_secs(1),
         reason: "just so".to_owned(),
+        takes_new: false,
     })
 }
 

@@ -123,7 +123,7 @@ fn an_agent_that_drains_lets_a_flow_finish() -> Result<()> {
 
         cluster.agent(0).signal(Signal::SIGTERM)?;
         let agent = cluster.agent(0);
-        agent.wait_for_line_after(mark, "session drains", SOON)?;
+        agent.wait_for_line_after(mark, "draining, a second signal ends at once", SOON)?;
         machine.block_on(async move {
             within(SOON, "echo", echo(&mut tunnel, 6, PIECE as u64)).await?;
             tunnel.shutdown().await?;

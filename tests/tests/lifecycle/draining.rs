@@ -53,7 +53,7 @@ async fn an_agents_streams_go_on_until_its_drain_is_out_of_time() -> Result<()> 
     let told = Instant::now();
     cluster.agent(0).signal(Signal::SIGTERM)?;
 
-    wait_for_message(cluster.master(0), 0, SOON, "agent drains its session")?;
+    wait_for_message(cluster.master(0), 0, SOON, "agent waits for a successor")?;
     following.goes_on().await?;
     assert!(cluster.agent(0).is_running()?);
     following.breaks(DRAIN + SOON).await?;

@@ -8,5 +8,6 @@ mod draining;
 mod hanging;
 mod outages;
 mod restarts;
+mod rolling;
 mod starting;
 mod takeover;

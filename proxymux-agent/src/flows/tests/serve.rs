@@ -235,7 +235,7 @@ async fn a_session_that_takes_nothing_new_refuses_with_the_word_for_it() {
     late.say(&crate::flows::testing::request(&rig.target()))
         .await
         .unwrap();
-    rig.shutdown.drain.cancel();
+    rig.agent.closing.close();
 
     let (code, words) = refusal(within(late.hear()).await.unwrap());
 

@@ -37,8 +37,14 @@ pub fn prepare_session(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
-    match set_retransmission_max(&*socket, RETRANSMISSION_MAX) {
-        // An older kernel: a session that outlives a gap takes up to the gap's length to go on.
+    repeat_often(&*socket)
+}
+
+/// Has what is lost sent again every few seconds, however long nothing came through, where the
+/// kernel can be told so.
+fn repeat_often(socket: &impl AsFd) -> io::Result<()> {
+    match set_retransmission_max(socket, RETRANSMISSION_MAX) {
+        // An older kernel: what outlives a gap takes up to the gap's length to go on.
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
         result => result,
     }
@@ -103,12 +109,15 @@ pub fn prepare_relayed(socket: &impl AsFd) -> io::Result<()> {
 /// As [`prepare_relayed`], for a flow, or for the connection that a flow is relayed to, with the
 /// buffers that the configuration gives them. The guard is to be kept for as long as the socket.
 ///
+/// What is lost is sent again as often as on a session: a gap that the session outlives is to cost
+/// a flow no more.
+///
 /// # Errors
 ///
 /// When the kernel refuses an option.
 pub fn prepare_flow(socket: &impl AsFd, buffers: &FlowBuffers) -> io::Result<FlowBuffersGuard> {
     let guard = buffers.apply(socket)?;
-    set_small_and_alive(socket)?;
+    prepare_idle(socket)?;
     Ok(guard)
 }
 
@@ -119,7 +128,8 @@ pub fn prepare_flow(socket: &impl AsFd, buffers: &FlowBuffers) -> io::Result<Flo
 ///
 /// When the kernel refuses an option.
 pub fn prepare_idle(socket: &impl AsFd) -> io::Result<()> {
-    set_small_and_alive(socket)
+    set_small_and_alive(socket)?;
+    repeat_often(socket)
 }
 
 /// Small writes go out at once, and a peer that is gone is found.
@@ -404,7 +414,7 @@ impl SessionSocket {
 /// half a second at most, and it is ample for a fast link, whose buffer empties quickly.
 const NOT_SENT_LOW_WATER: u32 = 128 * 1024;
 
-/// A link that returns has its session moving again within this. The kernel counts its attempts,
+/// A link that returns has its session, and its flows, moving again within this. The kernel counts its attempts,
 /// of which it makes 15, at this pace too: 36 s, later than a silent peer is given up for dead.
 const RETRANSMISSION_MAX: Duration = Duration::from_secs(3);
 

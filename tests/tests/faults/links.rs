@@ -135,7 +135,7 @@ async fn gone_and_back(cluster: &mut Cluster, link: Link) -> Result<()> {
 }
 
 /// Before Linux 6.15 the kernel cannot be told.
-fn kernel_limits_retransmissions() -> Result<bool> {
+pub(crate) fn kernel_limits_retransmissions() -> Result<bool> {
     let version = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = version
         .split(['.', '-', '+'])
@@ -151,7 +151,7 @@ const NOTICED: Duration = Duration::from_secs(20);
 const BACK: Duration = Duration::from_secs(7);
 
 /// Promised are 3 s.
-const MOVES_AGAIN: Duration = Duration::from_millis(4_500);
+pub(crate) const MOVES_AGAIN: Duration = Duration::from_millis(4_500);
 
 /// The budget of a request, and a margin for a busy machine.
 const BUDGET_LIMIT: Duration = Duration::from_secs(14);
@@ -160,4 +160,4 @@ const LONG_GAP: Duration = Duration::from_secs(10);
 
 /// The kernel's attempts lie 0.2, 0.6, 1.4, 3 and 6.2 s after the first packet that was lost, the
 /// next is at 12.6 s.
-const SHORT_GAP: Duration = Duration::from_millis(6_800);
+pub(crate) const SHORT_GAP: Duration = Duration::from_millis(6_800);

@@ -5,6 +5,7 @@
 //! `cargo xtask test`, because it takes minutes.
 
 mod aborts;
+mod gaps;
 mod kills;
 mod links;
 mod soak;

@@ -140,18 +140,19 @@ fn free_pipes(metrics: &str) -> Result<usize> {
     value.context("no metric of free pipes")
 }
 
-/// The sum of a metric's samples, whatever their labels.
+/// The sum of a metric's samples, whatever their labels, or the sample that is named with its own.
 fn sum_of(metrics: &str, gauge: &str) -> Result<u64> {
     let samples: Vec<u64> = metrics
         .lines()
         .filter_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
-            let (name, _) = name.split_once('{').unwrap_or((name, ""));
             let prefixes = ["proxymux_agent_", "proxymux_master_"];
-            let name = prefixes
+            let sample = prefixes
                 .iter()
                 .find_map(|prefix| name.strip_prefix(prefix))?;
-            (name == gauge).then(|| value.parse().ok())?
+            let (name, _) = sample.split_once('{').unwrap_or((sample, ""));
+            let is_meant = sample == gauge || name == gauge;
+            is_meant.then(|| value.parse().ok())?
         })
         .collect();
     ensure!(!samples.is_empty(), "no metric {gauge}");
@@ -225,11 +226,12 @@ impl fmt::Display for Holdings {
 }
 
 /// Metrics that are at rest what they were before, without the daemon's prefix.
-const GAUGES: [&str; 4] = [
+const GAUGES: [&str; 5] = [
     "tasks",
     "sessions_open",
     "streams_open",
     "stream_memory_bytes",
+    "pipes{state=\"held\"}",
 ];
 
 const AGAIN: Duration = Duration::from_millis(100);
@@ -248,7 +250,7 @@ mod tests {
             descriptors: 10,
             threads: 3,
             rss_kib: 1000,
-            gauges: [5, 1, 0, 0],
+            gauges: [5, 1, 0, 0, 0],
         };
         let slack = Slack {
             rss_kib: 100,
@@ -290,9 +292,13 @@ mod tests {
              proxymux_agent_streams_open{path=\"session\"} 2\n\
              proxymux_agent_streams_open{path=\"route\"} 3\n\
              proxymux_agent_tasks 7\n\
-             proxymux_agent_panicked_tasks 100\n";
+             proxymux_agent_panicked_tasks 100\n\
+             proxymux_agent_pipes{state=\"held\"} 1\n\
+             proxymux_agent_pipes{state=\"free\"} 16\n";
         assert_eq!(sum_of(metrics, "streams_open").expect("it is there"), 5);
         assert_eq!(sum_of(metrics, "tasks").expect("it is there"), 7);
+        let held = sum_of(metrics, "pipes{state=\"held\"}");
+        assert_eq!(held.expect("it is there"), 1);
         assert!(sum_of(metrics, "sessions_open").is_err());
     }
 }

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
-use proxymux_testkit::cluster::Cluster;
-use proxymux_tests::faults::{HANG, Load, Slack, Stage, Victim, holdings, settle};
+use proxymux_testkit::{cluster::Cluster, wait::eventually_async};
+use proxymux_tests::{
+    admin::{at_master, scrape},
+    fast_paths::FastPath,
+    faults::{HANG, Load, Slack, Stage, Victim, holdings, settle},
+};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,6 +64,93 @@ async fn fifty_deaths_under_load_cost_only_the_requests_of_their_victims() -> Re
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_on_the_session_path_hang_nobody_and_lose_no_byte_in_silence() -> Result<()> {
+    each_process_dies(None).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_on_the_reverse_path_hang_nobody_and_lose_no_byte_in_silence() -> Result<()> {
+    each_process_dies(Some(FastPath::Reverse)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_on_the_direct_path_hang_nobody_and_lose_no_byte_in_silence() -> Result<()> {
+    each_process_dies(Some(FastPath::Direct)).await
+}
+
+/// Kills agent, master and kubelet in turn while the path is in use. What each holds afterwards is
+/// what it held before.
+async fn each_process_dies(path: Option<FastPath>) -> Result<()> {
+    let seed = crate::seed()?;
+    let mut random = Rng::with_seed(seed);
+    let usual = || Cluster::builder().verbosity("info");
+    let builder = path.map_or_else(usual, |path| path.builder().master_lines(FLOWS));
+    let mut stage = Stage::start(builder, crate::KUBELET)?;
+    let targets = stage.targets();
+    in_use(&stage, path).await?;
+    let load = Load::start(&stage.api, &targets, USERS_OF_ONE, random.u64(..));
+    sleep(SHORT_WARM_UP).await;
+    let quiet = load.stop().await?;
+    assert_eq!(quiet.failed.len(), 0, "{:?}", quiet.failed);
+    sleep(REST).await;
+    in_use(&stage, path).await?;
+    let before = holdings(&stage.cluster).await?;
+
+    let load = Load::start(&stage.api, &targets, USERS_OF_ONE, random.u64(..));
+    for victim in [Victim::Agent(0), Victim::Master, Victim::Kubelet(0)] {
+        in_use(&stage, path).await?;
+        sleep(BETWEEN).await;
+        let away = AWAY.mul_f64(random.f64());
+        let back = stage.kill(victim, away, BACK).await;
+        let back = back.with_context(|| format!("seed {seed}"))?;
+        eprintln!("{victim}: served again after {back:?}");
+    }
+    sleep(BETWEEN).await;
+    let report = load.stop().await?;
+
+    let (good, failed) = (report.good, report.failed.len());
+    eprintln!("{good} requests served, {failed} failed");
+    report
+        .check(&stage.windows)
+        .with_context(|| format!("seed {seed}"))?;
+    assert!(report.slowest_failure < HANG);
+    assert!(good > 50 && failed > 2, "{report:?}");
+    if let Some(path) = path {
+        let path = path.as_str();
+        let opened = format!("proxymux_master_streams_opened_total{{path=\"{path}\"}}");
+        let used = scrape(&at_master(&stage.cluster)).await?.get(&opened);
+        assert!(used > 10.0, "{used} connections went by {path}");
+    }
+    in_use(&stage, path).await?;
+    let now = settle(&stage.cluster, &before, SLACK, SETTLE).await;
+    let now = now.with_context(|| format!("seed {seed}"))?;
+    for ((name, now), (_, before)) in now.iter().zip(&before) {
+        eprintln!("{name}: before {before}; now {now}");
+    }
+    Ok(())
+}
+
+/// Waits until connections go this way, and as many idle flows are there as ever will be.
+async fn in_use(stage: &Stage, path: Option<FastPath>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    path.is_taken(&stage.cluster).await?;
+    let idle = "proxymux_master_flows_idle";
+    let at = at_master(&stage.cluster);
+    eventually_async(BACK, async || {
+        let metrics = scrape(&at).await;
+        metrics.is_ok_and(|metrics| metrics.get(idle) >= POOL / 2.0)
+    })
+    .await;
+    Ok(())
+}
+
+/// As many flows are kept without load as with it, so that what is held at rest is the same.
+const FLOWS: &str = "kubelet-certificates: verified\nflow-pool: 64\n";
+const POOL: f64 = 64.0;
+const USERS_OF_ONE: usize = 6;
+const SHORT_WARM_UP: Duration = Duration::from_secs(2);
 
 const NODES: u8 = 2;
 const USERS: usize = 4;

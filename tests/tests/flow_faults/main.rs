@@ -6,6 +6,7 @@
 //! wrong is tested elsewhere.
 
 mod aborts;
+mod exhaustion;
 mod fallback;
 mod floods;
 mod masters;

@@ -4,6 +4,8 @@
 //! processes are killed, links are cut and clients give up; then all is let go, and what the
 //! daemons hold is compared with what the same process held after its first round. A line says
 //! what the minute has come to; the first thing that is wrong ends the soak.
+//! Connections take the direct path, and in every second round the reverse one, as the nodes cannot
+//! be dialled then; now and then a firewall takes that away too, which no request may notice.
 
 #![expect(
     clippy::print_stdout,
@@ -15,7 +17,10 @@ use std::{fmt, fs, path::PathBuf, process, time::Duration};
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
-use proxymux_testkit::{cluster::Cluster, netns::Running};
+use proxymux_testkit::{
+    cluster::Cluster,
+    netns::{Reach, Running},
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -23,7 +28,12 @@ use super::{
     aborts::{Targets, storm},
     dispenser, holdings,
 };
-use crate::{far_target::far_target, interrupts::Interrupts};
+use crate::{
+    admin::{Metrics, at_master, scrape, status},
+    far_target::far_target,
+    fast_paths::FastPath,
+    interrupts::Interrupts,
+};
 
 /// What the soak is to do.
 #[derive(Clone, Debug)]
@@ -74,8 +84,10 @@ pub async fn run(options: Options) -> Result<Ending> {
 async fn soak(options: &Options, dir: &std::path::Path) -> Result<()> {
     let builder = Cluster::builder()
         .nodes(NODES)
+        .reach(Reach::Routed)
         .verbosity("info")
-        .agent_lines(ALLOW)
+        .master_lines(FLOWS)
+        .agent_lines(format!("mode: ebpf\n{ALLOW}"))
         .dir(dir)
         .log_files();
     let stage = Stage::start(builder, &options.kubelet)?;
@@ -124,18 +136,46 @@ struct Counts {
     deaths: usize,
     cuts: usize,
     aborts: usize,
+    blocks: usize,
+    /// Connections by the session, the reverse and the direct path.
+    by_path: [f64; 3],
+}
+
+/// What a firewall on the master's machine lets through no more.
+#[derive(Clone, Copy, Debug)]
+enum Blocked {
+    /// The master's own dials to kubelets, so that there is no direct path.
+    Dials,
+    /// Agents' dials of flows and sessions.
+    Flows,
 }
 
 impl Soak {
     async fn round(&mut self, minute: u32) -> Result<Counts> {
         let began = Instant::now();
         self.stage.windows.clear();
+        let opened = self.opened().await?;
+        let master = self.stage.cluster.master(0).pid();
         let seed = self.random.u64(..);
         let load = Load::start(&self.stage.api, &self.stage.targets(), USERS, seed);
         let mut counts = Counts::default();
-        while began.elapsed() < FAULTS {
+        let path = if minute.is_multiple_of(2) {
+            self.block(Blocked::Dials)?;
+            FastPath::Reverse
+        } else {
+            FastPath::Direct
+        };
+        self.all_go_by(path).await?;
+        let faults = Instant::now();
+        while faults.elapsed() < FAULTS {
             sleep(BETWEEN.mul_f64(self.random.f64())).await;
-            match self.random.u8(..10) {
+            match self.random.u8(..12) {
+                10.. => {
+                    self.block(Blocked::Flows)?;
+                    sleep(BLOCKED.mul_f64(self.random.f64())).await;
+                    self.open_again(Blocked::Flows)?;
+                    counts.blocks += 1;
+                }
                 0 => {
                     self.cut_link(minute).await?;
                     counts.cuts += 1;
@@ -153,12 +193,32 @@ impl Soak {
                 }
             }
         }
+        if path == FastPath::Reverse {
+            self.open_again(Blocked::Dials)?;
+        }
         let report = load.stop().await?;
         report.check(&self.stage.windows)?;
         ensure!(report.good > 0, "nobody was served");
         counts.served = report.good;
         counts.failed = report.failed.len();
         let now = self.rest().await?;
+        // A master that was killed counts from nothing.
+        let lived = self.stage.cluster.master(0).pid() == master;
+        let before = if lived { opened } else { [0.0; 3] };
+        let after = self.opened().await?;
+        for ((count, after), before) in counts.by_path.iter_mut().zip(after).zip(before) {
+            *count = after - before;
+        }
+        let [_, reverse, direct] = counts.by_path;
+        let used = match path {
+            FastPath::Reverse => reverse,
+            FastPath::Direct => direct,
+        };
+        ensure!(
+            used > 0.0,
+            "no connection went by the {} path",
+            path.as_str()
+        );
         println!("minute {minute}: {counts}");
         for (name, now) in now {
             println!("  {name}: {now}");
@@ -180,6 +240,55 @@ impl Soak {
                 return victim;
             }
         }
+    }
+
+    /// Waits until connections to all nodes go this way.
+    async fn all_go_by(&self, path: FastPath) -> Result<()> {
+        let deadline = Instant::now() + ON_PATH;
+        loop {
+            let said = status(&at_master(&self.stage.cluster)).await?;
+            let on_path = |node: usize| {
+                let now = said.pointer(&format!("/nodes/{node}/session/path"));
+                now.and_then(|now| now.as_str()) == Some(path.as_str())
+            };
+            if (0..self.stage.nodes()).all(on_path) {
+                return Ok(());
+            }
+            let path = path.as_str();
+            ensure!(Instant::now() < deadline, "not all go by {path}: {said:#}");
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// How many connections the master has opened by each path.
+    async fn opened(&self) -> Result<[f64; 3]> {
+        let metrics = self.masters_metrics().await?;
+        Ok(["session", "reverse", "direct"].map(|path| {
+            let sample = format!("proxymux_master_streams_opened_total{{path=\"{path}\"}}");
+            metrics.get(&sample)
+        }))
+    }
+
+    async fn masters_metrics(&self) -> Result<Metrics> {
+        scrape(&at_master(&self.stage.cluster)).await
+    }
+
+    fn block(&self, what: Blocked) -> Result<()> {
+        let (hook, port) = what.rule();
+        self.stage.cluster.topology().master().nft(&format!(
+            "table inet soak_{hook} {{\n\
+             chain it {{\n\
+             type filter hook {hook} priority 0; policy accept;\n\
+             tcp dport {port} tcp flags & (syn | ack) == syn drop\n\
+             }}\n\
+             }}\n"
+        ))
+    }
+
+    fn open_again(&self, what: Blocked) -> Result<()> {
+        let (hook, _) = what.rule();
+        let master = self.stage.cluster.topology().master();
+        master.nft(&format!("delete table inet soak_{hook}"))
     }
 
     /// A gap that sessions outlive, or one that they do not.
@@ -212,8 +321,15 @@ impl Soak {
     async fn rest(&mut self) -> Result<Vec<Named>> {
         let deadline = Instant::now() + SETTLE;
         loop {
+            let idle = self.masters_metrics().await?.get(IDLE);
             let now = holdings(&self.stage.cluster).await?;
-            match self.compare(&now) {
+            let compared = self.compare(&now).and_then(|()| {
+                // Fewer would be less than what is held at rest.
+                let full = f64::from(NODES) * POOL;
+                ensure!(idle == full, "{idle} idle flows, expected {full}");
+                Ok(())
+            });
+            match compared {
                 Ok(()) => {
                     self.remember(&now);
                     return Ok(now);
@@ -269,6 +385,16 @@ impl Soak {
     }
 }
 
+impl Blocked {
+    /// On the master's machine: where, and whose first packets.
+    fn rule(self) -> (&'static str, u16) {
+        match self {
+            Self::Dials => ("output", 10250),
+            Self::Flows => ("input", 12250),
+        }
+    }
+}
+
 impl Counts {
     fn add(&mut self, other: &Self) {
         self.served += other.served;
@@ -276,6 +402,10 @@ impl Counts {
         self.deaths += other.deaths;
         self.cuts += other.cuts;
         self.aborts += other.aborts;
+        self.blocks += other.blocks;
+        for (count, more) in self.by_path.iter_mut().zip(other.by_path) {
+            *count += more;
+        }
     }
 }
 
@@ -287,11 +417,14 @@ impl fmt::Display for Counts {
             deaths,
             cuts,
             aborts,
+            blocks,
+            by_path: [session, reverse, direct],
         } = self;
         write!(
             f,
             "{served} requests served, {failed} failed with a reason; \
-             {deaths} deaths, {cuts} links cut, {aborts} aborts"
+             {deaths} deaths, {cuts} links cut, {aborts} aborts, {blocks} times no new flows; \
+             by session {session}, reverse {reverse}, direct {direct}"
         )
     }
 }
@@ -302,6 +435,16 @@ const USERS: usize = 4;
 /// The far end, and addresses at which there is nobody.
 const ALLOW: &str = "allow: [ { cidr: 10.0.10.0/24, ports: 20000-20999 } ]";
 const NOBODY: &str = "10.0.10.77:20001";
+
+/// As many flows are kept without load as with it, so that what is held at rest is the same.
+const FLOWS: &str = "kubelet-certificates: verified\nflow-pool: 64\n";
+const POOL: f64 = 64.0;
+const IDLE: &str = "proxymux_master_flows_idle";
+
+/// How long until a path is found again: it is looked for less and less often while it is blocked.
+const ON_PATH: Duration = Duration::from_secs(60);
+/// The longest time without new flows.
+const BLOCKED: Duration = Duration::from_secs(5);
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// For so much of each minute something new goes wrong; the rest is for what it leads to.
@@ -320,7 +463,7 @@ const SPARED_FOR: u32 = 5;
 const SHORT_GAP: Duration = Duration::from_secs(5);
 const LONG_GAP: Duration = Duration::from_secs(18);
 /// How long what is left may take to go away: keep-alives find a peer that is gone within 20 s.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(45);
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long a daemon without connections may take to end.
 const END: Duration = Duration::from_secs(20);

@@ -3,6 +3,8 @@
 //! Owns raising the limit of open files to what the host allows: the usual soft limit of 1,024 is
 //! made for programs that use `select`, and every relayed connection takes a descriptor or two.
 
+use std::io;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit of open files to the hard limit, and says what it is then.
@@ -22,6 +24,15 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
+/// The soft and the hard limit of open files of this process.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub fn open_files() -> io::Result<(u64, u64)> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,6 +44,6 @@ mod tests {
 
         assert_eq!(raise_open_files(), hard);
 
-        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+        assert_eq!(open_files().unwrap(), (hard, hard));
     }
 }

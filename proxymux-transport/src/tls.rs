@@ -108,19 +108,14 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// How an agent speaks TLS to a master.
 #[must_use]
 pub fn agent_config(credentials: &Credentials, roots: &Roots) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .expect("the provider has suites of TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(verifier::MasterVerifier::new(roots))
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // A resumed session would skip the certificates: an expired one, or one whose CA has been
-    // removed, would go on being believed.
-    config.resumption = Resumption::disabled();
-    // Early data can be replayed by anyone who has seen it.
-    config.enable_early_data = false;
-    Arc::new(config)
+    client_config(credentials, roots, &[ALPN])
+}
+
+/// How kube-apiserver speaks TLS to a front door, for those who try whether it could: without an
+/// application protocol, as it does.
+#[must_use]
+pub fn front_door_client_config(credentials: &Credentials, roots: &Roots) -> Arc<ClientConfig> {
+    client_config(credentials, roots, &[])
 }
 
 /// How a master speaks TLS to agents: every agent must show a certificate.
@@ -289,6 +284,22 @@ where
     }
 }
 
+fn client_config(credentials: &Credentials, roots: &Roots, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has suites of TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier::MasterVerifier::new(roots))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    // A resumed session would skip the certificates: an expired one, or one whose CA has been
+    // removed, would go on being believed.
+    config.resumption = Resumption::disabled();
+    // Early data can be replayed by anyone who has seen it.
+    config.enable_early_data = false;
+    Arc::new(config)
+}
+
 fn server_config(credentials: &Credentials, client_ca: &Roots, alpn: &[u8]) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
@@ -296,7 +307,7 @@ fn server_config(credentials: &Credentials, client_ca: &Roots, alpn: &[u8]) -> A
         .with_client_cert_verifier(verifier::ClientVerifier::new(client_ca))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())));
     config.alpn_protocols = vec![alpn.to_vec()];
-    // No resumption, for the reason given in `agent_config`: nothing is stored, and no ticket is
+    // No resumption, for the reason given in `client_config`: nothing is stored, and no ticket is
     // sent with which a client could bring the state along itself.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -101,7 +101,7 @@ impl Answers for MasterAnswers {
     }
 }
 
-fn show_door(door: &FrontDoor) -> String {
+pub(crate) fn show_door(door: &FrontDoor) -> String {
     match door {
         FrontDoor::Unix { path, .. } => format!("unix:{}", path.display()),
         FrontDoor::Tcp { listen, .. } => format!("tcp:{listen}"),

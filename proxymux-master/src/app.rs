@@ -256,7 +256,7 @@ fn read_policy(node_addresses: &NodeAddresses) -> Result<Policy, AppError> {
     }
 }
 
-fn policy_of(file: &NodeAddressFile) -> Result<Policy, String> {
+pub(crate) fn policy_of(file: &NodeAddressFile) -> Result<Policy, String> {
     let entries = file
         .iter()
         .map(|(node, nets)| (node.clone(), nets.to_vec()));

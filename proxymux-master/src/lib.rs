@@ -9,6 +9,7 @@ mod admission;
 mod agents;
 pub mod app;
 mod certificates;
+pub mod check;
 mod claims;
 pub mod config;
 mod direct;

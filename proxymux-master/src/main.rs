@@ -1,13 +1,19 @@
 //! The master's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them; of `nodes` and `perf`: no answer, or with `--ready` not ready), 2 wrong arguments or configuration.
+//! among them; of `nodes` and `perf`: no answer, or with `--ready` not ready; of `check`: an error was
+//! found, in the configuration file too), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use proxymux_master::{app, config::Config, nodes, perf};
+use proxymux_master::{
+    app,
+    check::{self, CheckArgs},
+    config::Config,
+    nodes, perf,
+};
 use proxymux_proto::NodeName;
 use proxymux_transport::{
     command::{Program, Question, TerminationLog},
@@ -48,6 +54,11 @@ enum Command {
         #[arg(long, conflicts_with_all = ["json", "watch"])]
         ready: bool,
     },
+    /// Look for what keeps the master from its work: certificates, sockets, ports, limits, and
+    /// kube-apiserver's own settings. Each finding comes with what to do about it.
+    ///
+    /// It may run beside a master. Exit code 1 if there is an error.
+    Check(CheckArgs),
     /// Measure the paths to a node: throughput, processor time, requests, opening connections.
     ///
     /// It loads the node and this master as downloads do, for some 20 seconds a path. The agent plays
@@ -78,6 +89,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match &args.command {
         None => run(&args),
+        Some(Command::Check(check)) => match check::run(&args.config, check) {
+            Ok(report) => MASTER.report(&report, check.json),
+            Err(error) => MASTER.fail(&format!("cannot start the runtime: {error}")),
+        },
         Some(Command::Perf(perf)) => match admin(&args, perf.admin.as_ref()) {
             Ok(at) => measure(&at, perf),
             Err(code) => code,

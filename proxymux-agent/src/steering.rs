@@ -30,7 +30,6 @@ mod maps;
 #[path = "steering/no_maps.rs"]
 mod maps;
 mod metrics;
-mod newcomers;
 #[cfg(feature = "ebpf")]
 pub mod object;
 #[cfg(feature = "ebpf")]

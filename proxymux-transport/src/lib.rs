@@ -15,6 +15,7 @@ pub mod config_file;
 pub mod control;
 pub mod credentials;
 pub mod flow;
+pub mod half_open;
 pub mod limits;
 pub mod liveness;
 pub mod measure;

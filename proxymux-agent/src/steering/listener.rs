@@ -15,6 +15,7 @@ use std::{
 };
 
 use proxymux_transport::{
+    half_open::HalfOpen,
     telemetry::chain,
     unrouted::{self, listen_unrouted},
 };
@@ -26,7 +27,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Family, Maps,
-    newcomers::Newcomers,
     steered::{Arrival, refuse_full, serve},
 };
 use crate::agent::Agent;
@@ -135,7 +135,9 @@ pub(super) struct Acceptor<G> {
     gate: G,
     listeners: Listeners,
     streams: TaskTracker,
-    newcomers: Arc<Newcomers>,
+    /// Those that have not shown yet what they are, apart from those that are relayed: whoever
+    /// sends nothing, or bytes one at a time, must not close the gate for masters.
+    half_open: Arc<HalfOpen>,
     /// Cancelled when connections are out of time.
     cut: CancellationToken,
     is_open: bool,
@@ -153,7 +155,7 @@ impl<G: Gate> Acceptor<G> {
             gate,
             listeners,
             streams: TaskTracker::new(),
-            newcomers: Newcomers::with_room_for(MAX_NEWCOMERS),
+            half_open: HalfOpen::with_room_for(MAX_HALF_OPEN),
             cut: CancellationToken::new(),
             is_open: false,
             failing: false,
@@ -267,7 +269,7 @@ impl<G: Gate> Acceptor<G> {
             to,
             steered: to.port() == port && self.gate.is_own(to.ip()),
             started,
-            newcomer: self.newcomers.enter(from.ip()),
+            half_open: self.half_open.enter(from.ip()).0,
         };
         if self.streams.len() >= MAX_STEERED {
             return refuse_full(arrival, &self.agent);
@@ -350,7 +352,7 @@ const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// How many connections there may be that have not shown what they are. Far less than what closes
 /// the gate, so that silence and garbage do not; a master shows itself within a round trip.
-const MAX_NEWCOMERS: usize = 256;
+const MAX_HALF_OPEN: usize = 256;
 
 /// How many steered connections there may be besides flows, which are of masters that have proven
 /// themselves and have a limit of their own. Each costs two descriptors, and 16 KiB for each way

@@ -12,6 +12,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use proxymux_proto::{FLOW_HELLO_LEN, Host, RefuseCode, TargetAddr};
 use proxymux_transport::{
     beginning::Beginning,
+    half_open::HalfOpenGuard,
     metrics::{Counter, Counters, Registry, counter, counters},
     relay::RelayOptions,
     socket::{self, FlowBuffersGuard},
@@ -28,8 +29,6 @@ use crate::{
     target::DialError,
 };
 
-use super::newcomers::Newcomer;
-
 /// A connection that one of the listeners has accepted.
 #[derive(Debug)]
 pub(super) struct Arrival {
@@ -40,7 +39,8 @@ pub(super) struct Arrival {
     /// It came by steering, and not by somebody who found the listener.
     pub(super) steered: bool,
     pub(super) started: Instant,
-    pub(super) newcomer: Newcomer,
+    /// Held until it has shown what it is.
+    pub(super) half_open: HalfOpenGuard,
 }
 
 /// Why a connection is not relayed.
@@ -119,14 +119,14 @@ pub(super) async fn serve(arrival: Arrival, agent: Arc<Agent>, cut: Cancellation
         to,
         started,
         steered,
-        newcomer,
+        half_open,
     } = arrival;
     let about = (from, to, started);
     let first = tokio::select! {
         first = look(&mut connection, steered, to) => first,
         // It is reset: nothing was promised to it yet.
         () = cut.cancelled() => Err(SteeredError::Gone(None)),
-        () = newcomer.evicted() => Err(SteeredError::Crowded),
+        () = half_open.evicted() => Err(SteeredError::Crowded),
     };
     let early = match first {
         Ok(First::Tls(early)) => early,
@@ -136,7 +136,7 @@ pub(super) async fn serve(arrival: Arrival, agent: Arc<Agent>, cut: Cancellation
                     taken.map_err(SteeredError::Flow)
                 }
                 () = cut.cancelled() => Err(SteeredError::Gone(None)),
-                () = newcomer.evicted() => Err(SteeredError::Crowded),
+                () = half_open.evicted() => Err(SteeredError::Crowded),
             };
             // What has proven itself lives on in a task of its own.
             if let Err(error) = taken {
@@ -146,7 +146,7 @@ pub(super) async fn serve(arrival: Arrival, agent: Arc<Agent>, cut: Cancellation
         }
         Err(error) => return refuse(Some(connection), &error, about, &agent),
     };
-    drop(newcomer);
+    drop(half_open);
     let opened = tokio::select! {
         opened = open(&connection, early, &agent) => opened,
         () = cut.cancelled() => Err(SteeredError::Gone(None)),

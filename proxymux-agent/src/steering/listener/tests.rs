@@ -465,7 +465,7 @@ async fn garbage_and_silence_starve_no_flow() {
         .0;
 
     let mut flood = Vec::new();
-    for at in 0..MAX_NEWCOMERS * 3 {
+    for at in 0..MAX_HALF_OPEN * 3 {
         let mut client = rig.client().await;
         let bytes: &[u8] = match at % 3 {
             0 => b"",

@@ -54,7 +54,7 @@ impl User {
         self.uid
     }
 
-    /// Whether these bits, of [`READ`], [`WRITE`] and [`ENTER`], are granted. Root has them all.
+    /// Whether these bits, of [`WRITE`] and [`ENTER`], are granted. Root has them all.
     pub(super) fn may(&self, bits: u32, file: Permissions) -> bool {
         // Only one class counts, the first that fits: an owner without a right does not get it as
         // one of the others.

@@ -22,12 +22,16 @@ use tokio::{
 };
 
 use self::pipes::{FIRST_CAPACITY, HeldPipe, MAX_CAPACITY};
-pub use self::pipes::{Fallback, Pipes};
+pub use self::{
+    attempt::attempt,
+    pipes::{Fallback, Pipes},
+};
 use crate::{
     pair::{Copying, Fault, Fetched, Mover, relay_with},
     relay::{Endpoint, Outcome, RelayBytes, RelayOptions},
 };
 
+mod attempt;
 mod pipes;
 
 /// A connection that is a plain socket of the kernel: what is read from its descriptor are the

@@ -11,6 +11,7 @@
 
 mod fault;
 mod front_door;
+mod look;
 mod verifier;
 
 use std::{
@@ -39,6 +40,7 @@ pub use self::{
         AlpnMismatch, ChainLink, Refusal, TlsError, TlsFault, TlsFaultKind, describe_io_error,
     },
     front_door::{ClientName, EmptyClientNames, FrontDoorPolicy, FrontDoorRefusal},
+    look::look,
     verifier::{verify_agent_chain, verify_master_chain},
 };
 use crate::{
@@ -64,6 +66,8 @@ pub enum PeerRole {
     Agent,
     /// Somebody who connects to a front door.
     Client,
+    /// A server that is no proxymux, and is only looked at.
+    Server,
 }
 
 /// A peer whose certificate a handshake has verified.

@@ -218,7 +218,9 @@ impl TlsError {
         let fault = match (peer, fault) {
             // A front door offers no proxymux/1; the mismatch is about what it does offer.
             (PeerRole::Client, TlsFault::NotProxymux { .. }) => TlsFault::NotHttp1,
-            (PeerRole::Client | PeerRole::Master | PeerRole::Agent, fault) => fault,
+            (PeerRole::Client | PeerRole::Master | PeerRole::Agent | PeerRole::Server, fault) => {
+                fault
+            }
         };
         Self { peer, fault }
     }
@@ -480,6 +482,7 @@ impl fmt::Display for TlsError {
             PeerRole::Master => "master",
             PeerRole::Agent => "agent",
             PeerRole::Client => "client",
+            PeerRole::Server => "server",
         };
         write!(f, "TLS handshake with the {peer} failed: {}", self.fault)
     }

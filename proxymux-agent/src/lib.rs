@@ -8,6 +8,7 @@ mod agent;
 pub mod app;
 mod board;
 mod certificates;
+pub mod check;
 mod closing;
 pub mod config;
 pub mod discovery;

@@ -123,7 +123,7 @@ impl Link {
     }
 }
 
-async fn resolve(server: &ServerAddr) -> io::Result<BTreeSet<SocketAddr>> {
+pub(crate) async fn resolve(server: &ServerAddr) -> io::Result<BTreeSet<SocketAddr>> {
     match server.host() {
         ServerName::IpAddress(ip) => Ok(BTreeSet::from([SocketAddr::new(
             IpAddr::from(*ip),

@@ -1,14 +1,14 @@
 //! The agent's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them; of `status --ready`: not ready), 2 wrong arguments or configuration.
+//! among them; of `status --ready`: not ready; of `check`: an error was found), 2 wrong arguments or configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use proxymux_agent::{
-    app,
+    app, check,
     config::Config,
     status,
     steering::{
@@ -64,6 +64,14 @@ enum Command {
         #[command(flatten)]
         asked: Asked,
     },
+    /// Look at everything that this node's agent needs, and say what to do about what is wrong.
+    ///
+    /// Safe beside a running agent. Exit code 1 if there was an error; warnings do not count.
+    Check {
+        /// Print the findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// The guard of the kubelet's port.
     Guard {
         #[command(subcommand)]
@@ -99,6 +107,10 @@ fn main() -> ExitCode {
             Ok(at) if *ready => AGENT.ask_ready(&at),
             Ok(at) => AGENT.ask(&at, question, status::show),
             Err(code) => code,
+        },
+        Some(Command::Check { json }) => match check::run(&args.config) {
+            Ok(report) => AGENT.report(&report, *json),
+            Err(error) => AGENT.fail(&format!("cannot start the runtime: {error}")),
         },
         Some(Command::Explain { source, asked }) => {
             ask_for(&args, asked, &source.question(), explain::show)

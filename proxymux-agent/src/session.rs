@@ -25,11 +25,12 @@ use self::{
     backoff::Unnoticed,
     establish::{Established, establish},
     run::{Session, log_addresses},
-    segments::{Loss, News, SMALL, SegmentMemory, Segments},
+    segments::{News, SMALL, SegmentMemory, Segments},
 };
 pub(crate) use self::{
     backoff::{Backoff, up_to},
     establish::EstablishError,
+    segments::Loss,
 };
 use crate::{
     agent::Agent,
@@ -40,6 +41,7 @@ use crate::{
 
 mod backoff;
 mod establish;
+pub(crate) mod probe;
 mod run;
 mod segments;
 mod serve;
@@ -304,11 +306,11 @@ impl Path {
         match news {
             None => {}
             Some(News::Lost(direction)) => tracing::warn!(
-                %master, %direction, largest, fix = FIX,
+                %master, %direction, largest, fix = LARGE_LOST_FIX,
                 "large packets are lost on the way, session has small segments"
             ),
             Some(News::StillLost(direction)) => tracing::info!(
-                %master, %direction, largest, fix = FIX, "large packets are still lost on the way"
+                %master, %direction, largest, fix = LARGE_LOST_FIX, "large packets are still lost on the way"
             ),
             Some(News::Pass) => tracing::info!(%master, "large packets pass again"),
         }
@@ -346,7 +348,7 @@ fn pause_after(error: &EstablishError, segments: Segments) -> Pause {
 }
 
 /// What an operator can do about a path that loses large packets without a word.
-const FIX: &str = "on the way, let ICMP `fragmentation needed` (type 3 code 4) and ICMPv6 `packet \
+pub(crate) const LARGE_LOST_FIX: &str = "on the way, let ICMP `fragmentation needed` (type 3 code 4) and ICMPv6 `packet \
                    too big` (type 2) through; or give this node's interface the MTU of the path";
 
 /// A session that lasted so long was no part of a series of failures.

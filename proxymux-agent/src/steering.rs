@@ -9,7 +9,7 @@
 #[cfg(feature = "ebpf")]
 mod attach;
 #[cfg(feature = "ebpf")]
-mod chain;
+pub(crate) mod chain;
 #[cfg(feature = "ebpf")]
 mod claim;
 #[cfg_attr(
@@ -21,7 +21,7 @@ mod drift;
 pub mod explain;
 pub(crate) mod listener;
 #[cfg(feature = "ebpf")]
-mod load;
+pub(crate) mod load;
 #[cfg(feature = "ebpf")]
 mod log;
 #[cfg(feature = "ebpf")]
@@ -33,16 +33,18 @@ mod metrics;
 #[cfg(feature = "ebpf")]
 pub mod object;
 #[cfg(feature = "ebpf")]
-mod places;
+pub(crate) mod places;
 #[cfg(feature = "ebpf")]
-mod privileges;
+pub(crate) mod privileges;
 pub(crate) mod report;
 #[cfg(feature = "ebpf")]
-mod rtnetlink;
+pub(crate) mod rtnetlink;
 pub(crate) mod sources;
 pub(crate) mod standing;
 mod steered;
 pub mod suggest;
+#[cfg(feature = "ebpf")]
+pub(crate) mod trial;
 #[cfg(feature = "ebpf")]
 mod watch;
 

@@ -224,7 +224,7 @@ async fn unanswered(connection: &SessionSocket) -> Loss {
 ///
 /// What is lost here has been sent at least five times by the end of the limit: the kernel sends
 /// again after 0.2, 0.6, 1.4 and 3 s.
-async fn prove_segments(core: &mut SessionCore) -> Result<(), EstablishError> {
+pub(super) async fn prove_segments(core: &mut SessionCore) -> Result<(), EstablishError> {
     let Some(segments) = core.segments() else {
         return Ok(());
     };

@@ -5,10 +5,13 @@
 //! So all of them are named, and people told that it is not known.
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use proxymux_common::user::{TcxEntry, tcx_ingress};
+use proxymux_common::{
+    names,
+    user::{TcxEntry, tcx_ingress},
+};
 
 use super::{
-    AttachKind,
+    AttachKind, Device,
     attach::Attachment,
     rtnetlink::{self, Filter, Hook},
 };
@@ -31,6 +34,34 @@ pub(super) fn before(ours: &Attachment) -> std::io::Result<Vec<String>> {
     let earlier = filters.iter().take_while(|filter| !ours.is(filter));
     names.extend(earlier.map(filter_name));
     Ok(names)
+}
+
+/// A program of somebody else on a device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Other {
+    pub(crate) name: String,
+    /// Whether it would see packets before ours.
+    pub(crate) before: bool,
+}
+
+/// What others have on a device. `tcx` is whether ours is attached that way, which makes it the
+/// first; else it is a filter of this priority.
+pub(crate) fn others(device: &Device, tcx: bool, priority: u16) -> std::io::Result<Vec<Other>> {
+    let entries = tcx_ingress(device.index).unwrap_or_default();
+    let chain = tcx_names(&device.name, &entries).into_iter();
+    let mut all: Vec<_> = chain.map(|name| (name, !tcx)).collect();
+    let filters = rtnetlink::filters(device.index, Hook::Ingress)?;
+    let filters = filters.iter();
+    all.extend(filters.map(|filter| (filter_name(filter), !tcx && filter.priority < priority)));
+    let ours = |name: &str| {
+        [names::STEER, names::GUARD]
+            .iter()
+            .any(|own| name.contains(own))
+    };
+    let others = all.into_iter().filter(|(name, _)| !ours(name));
+    Ok(others
+        .map(|(name, before)| Other { name, before })
+        .collect())
 }
 
 fn tcx_names(device: &str, entries: &[TcxEntry]) -> Vec<String> {

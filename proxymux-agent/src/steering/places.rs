@@ -423,7 +423,7 @@ fn holder(ip: IpAddr) -> Option<Device> {
 }
 
 /// All addresses of all devices except the loopback one.
-fn addresses() -> Result<Vec<(String, IpAddr)>, String> {
+pub(crate) fn addresses() -> Result<Vec<(String, IpAddr)>, String> {
     let all = getifaddrs().map_err(|error| format!("cannot list addresses: {error}"))?;
     let usable = all.filter(|found| {
         !found

@@ -6,7 +6,7 @@
 use std::fs;
 
 /// What is missing of what this kernel asks for, as people write it.
-pub(super) fn missing() -> Vec<&'static str> {
+pub(crate) fn missing() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
     missing_of(effective(&status), last.trim().parse().unwrap_or(0))

@@ -21,6 +21,10 @@ use nix::{
 };
 use tokio::net::UdpSocket;
 
+pub(crate) use self::links::{Link, links};
+
+mod links;
+
 /// A qdisc for ingress.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Qdisc {

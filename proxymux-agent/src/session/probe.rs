@@ -3,7 +3,7 @@
 //! A registration would take the node's streams from the agent that has a session now. What comes
 //! before it disturbs nobody: the master has verified the certificate when it answers a ping, and
 //! a ping that fills a segment shows that the path carries it. Then the connection is closed; the
-//! master notes an agent that left before it registered.
+//! master's log has one line about an agent that left before it registered.
 
 use std::{net::SocketAddr, time::Duration};
 

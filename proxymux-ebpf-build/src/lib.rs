@@ -110,6 +110,13 @@ fn without_dwarf(linked: &[u8]) -> Result<Vec<u8>, object::build::Error> {
         section.delete = name.starts_with(b".debug_");
     }
     object.delete_orphans();
+    // Rust's names have a hash in them of where the crates lie. Nobody asks for these by name:
+    // programs are found by their sections, and BTF has the names that people read.
+    for (number, symbol) in (0_u32..).zip(&mut object.symbols) {
+        if is_mangled(symbol.name.as_slice()) {
+            symbol.name = format!("function_{number}").into_bytes().into();
+        }
+    }
     // LLVM keeps the names of sections among the others; who writes the file keeps them apart.
     let names = object.sections.add();
     names.name = b".shstrtab"[..].into();
@@ -118,6 +125,10 @@ fn without_dwarf(linked: &[u8]) -> Result<Vec<u8>, object::build::Error> {
     let mut bytes = Vec::new();
     object.write(&mut bytes)?;
     Ok(bytes)
+}
+
+fn is_mangled(name: &[u8]) -> bool {
+    name.starts_with(b"_R") || name.starts_with(b"_ZN")
 }
 
 /// Keeps others from building in `target` until it is dropped: both builds put their object at the
@@ -156,18 +167,38 @@ fn command(toolchain: &Toolchain, build: Build, crate_directory: &Path, target: 
             command.env_remove(name);
         }
     }
-    let flags = [
+    let mut flags = vec![
         format!("-Clinker={}", toolchain.linker().display()),
         // The types of maps and programs, made from the debugging information.
         "-Clink-arg=--btf".to_owned(),
         // aya-ebpf asks for whom it is built, to know the layout of registers.
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
     ];
+    flags.extend(without_paths(toolchain, crate_directory));
     command
         // aya-ebpf and build-std use unstable features, which a stable compiler has behind this.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     command
+}
+
+/// Flags that keep this machine's directories out of the object, so that it is the same wherever it
+/// is built: lines of the source stand in its BTF.
+fn without_paths(toolchain: &Toolchain, crate_directory: &Path) -> impl Iterator<Item = String> {
+    let sources = fs::canonicalize(crate_directory).ok();
+    let checkout = sources.as_deref().and_then(Path::parent);
+    [
+        (toolchain.source(), "/rust"),
+        (cargo_home(), "/cargo"),
+        (checkout.map(Path::to_owned), "/proxymux"),
+    ]
+    .into_iter()
+    .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let set = env::var_os("CARGO_HOME").map(PathBuf::from);
+    set.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
 }
 
 /// Variables that tell of the outer build or configure it, and would leak into this one: flags,

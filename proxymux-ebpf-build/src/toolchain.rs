@@ -88,6 +88,11 @@ impl Toolchain {
         &self.linker
     }
 
+    /// Where the source of `core` is.
+    pub(crate) fn source(&self) -> Option<PathBuf> {
+        self.rust.sysroot().map(|root| root.join(SOURCE))
+    }
+
     /// Its cargo, told to use its compiler.
     pub(crate) fn cargo(&self) -> Command {
         match self.rust {
@@ -198,9 +203,13 @@ fn release(text: &[u8]) -> Option<u32> {
 
 fn has_source(sysroot: &Path) -> bool {
     sysroot
-        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .join(SOURCE)
+        .join("library/core/Cargo.toml")
         .is_file()
 }
+
+/// Where a toolchain has the source of the standard library.
+const SOURCE: &str = "lib/rustlib/src/rust";
 
 /// In cargo's own directory too, which is not in everybody's search path.
 fn find_linker() -> Option<PathBuf> {

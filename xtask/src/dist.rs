@@ -2,9 +2,9 @@
 //!
 //! For each daemon a program that needs no library of the machine it runs on, its debug symbols
 //! apart, and an image archive, made without a container engine and without any base image
-//! ([`image`]); and the checksums of all of them. Equal programs make equal archives: times are
-//! the commit's. Paths of the machine are left out of the programs, except from the line
-//! information of the eBPF objects in the agent, which another checkout therefore makes anew.
+//! ([`image`]); and the checksums of all of them. The same commit makes the same of all, wherever
+//! it is checked out, with the same compilers: times are the commit's, and no path of the machine
+//! stands in what Rust and C are compiled to. The eBPF objects in the agent are built so always.
 
 mod image;
 
@@ -65,27 +65,54 @@ pub(crate) fn make(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
 
 /// Builds the daemons with the C library inside.
 fn static_daemons(workspace: &Workspace, profile: &str, triple: &str) -> Result<()> {
-    let root = path(&workspace.root)?;
-    let mut flags = vec![
-        "-Ctarget-feature=+crt-static".to_owned(),
-        format!("--remap-path-prefix={root}=/proxymux"),
-    ];
-    if let Some(home) = cargo_home() {
-        flags.push(format!("--remap-path-prefix={}=/cargo", path(&home)?));
-    }
+    let places = places(workspace)?;
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(remapped("--remap-path-prefix", &places));
     // With a target that is named they are for the programs alone, and not for what runs at
     // build time, which could not load macros if it were static.
     let flags: Vec<_> = flags.iter().map(|flag| format!("{flag:?}")).collect();
     let flags = format!("target.{triple}.rustflags=[{}]", flags.join(","));
+    // The cryptography is C, whose line information names the sources too.
+    let of_c = format!("CFLAGS_{}", triple.replace('-', "_"));
+    let mut for_c: Vec<_> = remapped("-ffile-prefix-map", &places).collect();
+    for_c.extend(std::env::var(&of_c).or_else(|_| std::env::var("CFLAGS")));
     Command::cargo(["build", "--locked", "--profile", profile])
         .args(["--target", triple, "--config", &flags])
         .args(DAEMONS.iter().flat_map(|package| ["--package", package]))
+        .env(&of_c, &for_c.join(" "))
         .run()?;
     for daemon in DAEMONS {
         let program = workspace.target.join(triple).join(profile).join(daemon);
         expect_static(&program)?;
     }
     Ok(())
+}
+
+/// The directories of this machine that sources and what is made of them are in, and what stands in
+/// their place. Where several hold, the last one does.
+fn places(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
+    let verbose = Command::new("rustc", ["-vV"]).output()?;
+    let commit = verbose
+        .lines()
+        .find_map(|line| line.strip_prefix("commit-hash: "));
+    let sysroot = Command::new("rustc", ["--print", "sysroot"]).output()?;
+    let mut places = Vec::new();
+    // With its source beside it a compiler names that for the standard library.
+    if let Some(commit) = commit {
+        let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
+        places.push((source, format!("/rustc/{commit}")));
+    }
+    if let Some(home) = cargo_home() {
+        places.push((home, "/cargo".to_owned()));
+    }
+    places.push((workspace.root.clone(), "/proxymux".to_owned()));
+    places.push((workspace.target.clone(), "/target".to_owned()));
+    Ok(places)
+}
+
+fn remapped(option: &str, places: &[(PathBuf, String)]) -> impl Iterator<Item = String> {
+    let flag = move |(from, to): &(PathBuf, String)| format!("{option}={}={to}", from.display());
+    places.iter().map(flag)
 }
 
 /// Flags in the environment take the place of ours, so that it is worth a look.

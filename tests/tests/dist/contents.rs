@@ -1,8 +1,9 @@
 //! What is in `target/dist`: checksums, symbols apart, and images that have what they promise.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -62,6 +63,51 @@ fn programs_need_no_library_and_their_symbols_are_apart() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whoever builds the same commit elsewhere has to get the same.
+#[test]
+fn no_path_of_the_machine_that_built_it_is_in_a_program_or_its_symbols() -> Result<()> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let home = |variable: &str, below: &str| match env::var_os(variable) {
+        Some(set) => Some(PathBuf::from(set)),
+        None => env::var_os("HOME").map(|home| Path::new(&home).join(below)),
+    };
+    let places: Vec<_> = [
+        checkout.map(Path::to_owned),
+        home("CARGO_HOME", ".cargo"),
+        home("RUSTUP_HOME", ".rustup"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    assert_eq!(places.len(), 3, "{places:?}");
+    let scratch = tempfile::tempdir()?;
+    for daemon in DAEMONS {
+        for file in [daemon.to_owned(), format!("{daemon}.debug")] {
+            // What is compressed cannot be searched.
+            let plain = scratch.path().join(&file);
+            let mut command = Command::new("objcopy");
+            command.arg("--decompress-debug-sections");
+            let output = command.arg(dist()?.join(&file)).arg(&plain).output()?;
+            assert!(output.status.success(), "{output:?}");
+            let content = fs::read(&plain)?;
+            assert!(holds(&content, b"/proxymux"), "{file}: no path at all");
+            for place in &places {
+                let place = place.to_str().context("a path in UTF-8")?;
+                assert!(!holds(&content, place.as_bytes()), "{file}: {place}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn holds(content: &[u8], part: &[u8]) -> bool {
+    let mut candidates = content.iter().enumerate();
+    let starts = part.first();
+    candidates.any(|(at, byte)| {
+        Some(byte) == starts && content.get(at..).is_some_and(|rest| rest.starts_with(part))
+    })
 }
 
 #[test]

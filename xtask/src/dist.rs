@@ -65,6 +65,19 @@ pub(crate) fn make(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
 
 /// Builds the daemons with the C library inside.
 fn static_daemons(workspace: &Workspace, profile: &str, triple: &str) -> Result<()> {
+    static_build(workspace, profile, triple)?
+        .args(DAEMONS.iter().flat_map(|package| ["--package", package]))
+        .run()?;
+    for daemon in DAEMONS {
+        let program = workspace.target.join(triple).join(profile).join(daemon);
+        expect_static(&program)?;
+    }
+    Ok(())
+}
+
+/// The command that builds programs with the C library inside, which name no place of this machine;
+/// which programs is to be added.
+pub(crate) fn static_build(workspace: &Workspace, profile: &str, triple: &str) -> Result<Command> {
     let places = places(workspace)?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     flags.extend(remapped("--remap-path-prefix", &places));
@@ -76,16 +89,9 @@ fn static_daemons(workspace: &Workspace, profile: &str, triple: &str) -> Result<
     let of_c = format!("CFLAGS_{}", triple.replace('-', "_"));
     let mut for_c: Vec<_> = remapped("-ffile-prefix-map", &places).collect();
     for_c.extend(std::env::var(&of_c).or_else(|_| std::env::var("CFLAGS")));
-    Command::cargo(["build", "--locked", "--profile", profile])
+    Ok(Command::cargo(["build", "--locked", "--profile", profile])
         .args(["--target", triple, "--config", &flags])
-        .args(DAEMONS.iter().flat_map(|package| ["--package", package]))
-        .env(&of_c, &for_c.join(" "))
-        .run()?;
-    for daemon in DAEMONS {
-        let program = workspace.target.join(triple).join(profile).join(daemon);
-        expect_static(&program)?;
-    }
-    Ok(())
+        .env(&of_c, &for_c.join(" ")))
 }
 
 /// The directories of this machine that sources and what is made of them are in, and what stands in

@@ -109,7 +109,7 @@ fn test_on<'a>(
         bail!("the kernels are for x86_64, and this machine is not");
     }
     let place = Place::new(workspace)?;
-    image::common(&place.root, RUNS)?;
+    image::common(workspace, &place.root, RUNS)?;
     let mut problems = Vec::new();
     for release in releases {
         if let Err(error) = place.test(release, counts) {

@@ -14,16 +14,16 @@ use super::{
     modules::Module,
     programs::{self, with_libraries},
 };
-use crate::{build::DAEMONS, command::Command};
+use crate::{build::DAEMONS, command::Command, workspace::Workspace};
 
 /// What is the same for every kernel: programs, tests, what the guest does with them.
 ///
 /// # Errors
 ///
 /// A build failed, a program is missing, or a file cannot be written.
-pub(super) fn common(root: &Path, runs: &[TestRun]) -> Result<()> {
+pub(super) fn common(workspace: &Workspace, root: &Path, runs: &[TestRun]) -> Result<()> {
     empty(root)?;
-    let executables = programs::build(runs)?;
+    let executables = programs::build(workspace, runs)?;
     for (name, path) in &executables {
         let directory = if DAEMONS.contains(&name.as_str()) {
             "daemons"

@@ -16,7 +16,9 @@ use serde_json::Value;
 use super::TestRun;
 use crate::{
     build::{DAEMONS, TESTED_PROFILE},
-    command::{Command, search_path},
+    command::search_path,
+    dist,
+    workspace::Workspace,
 };
 
 /// The executables by name: the daemons and the test programs of `runs`.
@@ -24,12 +26,11 @@ use crate::{
 /// # Errors
 ///
 /// The build failed.
-pub(super) fn build(runs: &[TestRun]) -> Result<BTreeMap<String, PathBuf>> {
-    let mut command = Command::cargo(["build", "--locked", "--profile", TESTED_PROFILE])
-        .args(["--target", TARGET])
+pub(super) fn build(workspace: &Workspace, runs: &[TestRun]) -> Result<BTreeMap<String, PathBuf>> {
+    // As what is shipped is built, of which much is there already when all groups are run.
+    let mut command = dist::static_build(workspace, TESTED_PROFILE, TARGET)?
         .args(["--message-format", "json-render-diagnostics"])
-        .args(["--package", "proxymux-tests"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        .args(["--package", "proxymux-tests"]);
     for daemon in DAEMONS {
         command = command.args(["--package", daemon, "--bin", daemon]);
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::{
-    config::FrontDoor,
+    config::{FrontDoor, NodeAddresses},
     flows::{self, Flows, Why},
     master::Master,
     registry::{NodeView, SessionHandle},
@@ -86,6 +86,7 @@ impl Answers for MasterAnswers {
             "connected": connected,
             "streams": master.metrics.streams.count(),
             "certificates": certificates(&master.certificates),
+            "node_addresses": node_addresses(master),
             "fast_paths_off": master.flows.off().map(Why::as_str),
             "nodes": nodes.iter().map(|node| show_node(&master.flows, node)).collect::<Vec<_>>(),
         })
@@ -105,6 +106,15 @@ pub(crate) fn show_door(door: &FrontDoor) -> String {
     match door {
         FrontDoor::Unix { path, .. } => format!("unix:{}", path.display()),
         FrontDoor::Tcp { listen, .. } => format!("tcp:{listen}"),
+    }
+}
+
+/// What proves addresses besides certificates and sessions, and how that is doing.
+fn node_addresses(master: &Master) -> Value {
+    match (&master.config.node_addresses, &master.node_objects) {
+        (_, Some(health)) => health.show(master.registry.objects()),
+        (NodeAddresses::File(path), None) => json!({ "source": "file", "file": path }),
+        (_, None) => json!({ "source": "declared" }),
     }
 }
 
@@ -132,11 +142,20 @@ fn show_node(flows: &Flows, node: &NodeView) -> Value {
         );
     let session = node.session.as_deref();
     let away = session.is_none();
+    let object = node.object.as_ref().map(|object| {
+        json!({
+            "addresses": object.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "names": object.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "pod_cidrs": object.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "kubelet_port": object.kubelet_port,
+        })
+    });
     json!({
         "name": node.name.to_string(),
         "connected": !away,
         "addresses": addresses.collect::<Vec<_>>(),
         "addresses_refused": refused.collect::<Vec<_>>(),
+        "node_object": object,
         "last_seen_s": away.then(|| node.seen.elapsed().as_secs()),
         "session": session.map(|session| show_session(flows, session)),
     })
@@ -148,6 +167,7 @@ fn show_session(flows: &Flows, session: &SessionHandle) -> Value {
     let rest = json!({
         "peer": session.peer.to_string(),
         "instance": session.instance.to_string(),
+        "kubelet_port": session.kubelet_port,
         "streams": session.relays.len(),
         "rtt_us": about.rtt_us(),
         "age_s": about.since.elapsed().as_secs(),

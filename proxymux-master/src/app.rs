@@ -3,6 +3,7 @@
 //! Owns the wiring; it is the one place that knows every part. Read [`run`].
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,8 +24,9 @@ use crate::{
     admin::MasterAnswers,
     agents::AgentDoor,
     certificates::CertificateFiles,
-    claims::{NodeList, NodeListError, Policy},
+    claims::{NodeList, NodeListError, NodeObjects, Policy},
     config::{Config, NodeAddressFile, NodeAddresses},
+    kubernetes,
     master::Master,
     takeover::{self, Giver, TakeoverError, Taker},
 };
@@ -90,6 +92,13 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let answers = Arc::new(MasterAnswers::new(Arc::clone(&master)));
     let admin = Admin::start(master.config.admin.clone(), answers).map_err(AppError::Admin)?;
     let (sessions, requests, tasks) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    // Before the listeners, and not waited for: the API server may need this master to come up.
+    if let (NodeAddresses::Kubernetes(kubeconfig), Some(health)) =
+        (&master.config.node_addresses, &master.node_objects)
+    {
+        let (kubeconfig, health) = (kubeconfig.clone(), Arc::clone(health));
+        tasks.spawn(kubernetes::follow(Arc::clone(&master), kubeconfig, health));
+    }
     open(&master, &sessions, &requests, &tasks).await?;
     tracing::info!(master.id = %master.id, "master is up");
 
@@ -142,6 +151,10 @@ async fn open(
         tasks.spawn(agents.run(stop));
         master.readiness.agents.store(true, Ordering::Release);
         wait_for_agents(taker, master).await?;
+        if let Some(health) = &master.node_objects {
+            // The one that runs knows them, and goes on meanwhile.
+            health.wait_for_objects(OBJECTS_LIMIT).await;
+        }
         let over = taker.is_of_a_living();
         doors.open_unix(over, master).await?;
         meeting = Some(meet(config, over).await?);
@@ -253,6 +266,7 @@ fn read_policy(node_addresses: &NodeAddresses) -> Result<Policy, AppError> {
                 .map_err(|error| AppError::NodeAddresses(error.one_line()))?;
             policy_of(&file).map_err(AppError::NodeAddresses)
         }
+        NodeAddresses::Kubernetes(_) => Ok(Policy::Objects(NodeObjects::default())),
     }
 }
 
@@ -284,6 +298,9 @@ async fn renewal(master: Arc<Master>, doors: Vec<Arc<Certificates>>) {
 async fn upkeep(master: Arc<Master>) {
     let mut every = tokio::time::interval(UPKEEP_EVERY);
     let mut trouble = None;
+    let mut odd_ports = BTreeSet::new();
+    // Node objects are kept up by a task of their own.
+    let is_file = matches!(master.config.node_addresses, NodeAddresses::File(_));
     let mut in_force = read_policy(&master.config.node_addresses).ok();
     loop {
         tokio::select! {
@@ -293,6 +310,14 @@ async fn upkeep(master: Arc<Master>) {
         master.registry.expire();
         master.admission.calm_down();
         master.refused.expire();
+        let odd: BTreeSet<_> = master.registry.odd_ports().into_iter().collect();
+        for (node, agent, node_object) in odd.difference(&odd_ports) {
+            tracing::warn!(%node, agent, node_object, "kubelet is at another port than its agent says");
+        }
+        odd_ports = odd;
+        if !is_file {
+            continue;
+        }
         match read_policy(&master.config.node_addresses) {
             Ok(policy) if in_force.as_ref() != Some(&policy) => {
                 tracing::info!("node-addresses has changed and is in force");
@@ -322,6 +347,9 @@ impl AppError {
 
 /// How often the file of addresses is looked at. It is small.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// What a take-over waits for Node objects: longer than it takes to read those of a large cluster.
+const OBJECTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What sessions are given to say goodbye.
 const GRACE: Duration = Duration::from_secs(5);

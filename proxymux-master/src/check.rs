@@ -26,7 +26,8 @@ use self::{
 };
 use crate::{
     app::policy_of,
-    config::{Config, FrontDoor, NodeAddressFile, NodeAddresses},
+    config::{Config, FrontDoor, Kubeconfig, NodeAddressFile, NodeAddresses},
+    kubernetes,
 };
 
 mod apiserver;
@@ -90,7 +91,7 @@ async fn look(file: &Path, args: &CheckArgs, clock: &WallClock) -> Report {
     };
     front_doors(&mut report, &mut master, &client.unwrap_or_default()).await;
     other_sockets(&mut report, &config, &running).await;
-    node_addresses(&mut report, &config.node_addresses);
+    node_addresses(&mut report, &config.node_addresses).await;
     limits::look(&mut report, &config, &running);
     if let Some(pod) = &pod {
         apiserver::look(&mut report, pod, &config, &running);
@@ -194,13 +195,14 @@ async fn other_sockets(report: &mut Report, config: &Config, running: &Running) 
     }
 }
 
-fn node_addresses(report: &mut Report, addresses: &NodeAddresses) {
+async fn node_addresses(report: &mut Report, addresses: &NodeAddresses) {
     let fix = "mend that line; a running master keeps to the list that it has read last";
     let path = match addresses {
         NodeAddresses::Declared => {
             let found = "what agents can prove leads to them, and no file says more";
             return report.ok(NODE_ADDRESSES, found);
         }
+        NodeAddresses::Kubernetes(kubeconfig) => return node_objects(report, kubeconfig).await,
         NodeAddresses::File(path) => path,
     };
     let shown = path.display();
@@ -223,6 +225,22 @@ fn node_addresses(report: &mut Report, addresses: &NodeAddresses) {
                 report.error(NODE_ADDRESSES, line, fix);
             }
         }
+    }
+}
+
+/// Asks the API server as a running master does. Without it a master works, knowing less.
+async fn node_objects(report: &mut Report, kubeconfig: &Kubeconfig) {
+    match kubernetes::check(kubeconfig).await {
+        Ok(server) => report.ok(
+            NODE_ADDRESSES,
+            format!("{server} lets us read Node objects"),
+        ),
+        Err(problem) => report.warning(
+            NODE_ADDRESSES,
+            format!("Node objects cannot be read: {problem}"),
+            "mend that; a master runs without them, and addresses lead to nodes as with \
+             `node-addresses: declared`. `docs/operations.md` says how to make the kubeconfig",
+        ),
     }
 }
 

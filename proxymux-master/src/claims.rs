@@ -20,9 +20,11 @@ use proxymux_proto::{Addresses, AllowedRange, MAX_ADDRESSES, NodeName};
 use tokio::time::Instant;
 
 mod node;
+mod objects;
 mod policy;
 
 use self::node::{Node, Proof, Verdict};
+pub(crate) use self::objects::{NodeObject, NodeObjects, ObjectChange};
 pub(crate) use self::policy::{NodeList, NodeListError, Policy};
 
 /// Every claim of every node, and who holds what.
@@ -58,6 +60,8 @@ struct Standing {
     holder: Option<Holder>,
     /// Who has a session from it; `None` for more than two.
     sources: Option<Vec<NodeName>>,
+    /// Whose Node objects have it, if there are several: the first two.
+    rivals: Vec<NodeName>,
 }
 
 #[derive(Debug, Eq, PartialEq)]
@@ -104,6 +108,16 @@ pub(crate) enum NoRangeHolder {
     /// No range of the list holds the address, or there is no list.
     #[error("no node is listed for {address}")]
     NotListed { address: IpAddr },
+    /// No Node object has a network of pods that holds the address.
+    #[error("no Node object has {address} in its podCIDRs")]
+    NoPodNetwork { address: IpAddr },
+    /// Two of them have.
+    #[error("the Node objects of {one} and {other} both have {address} in their podCIDRs")]
+    TwoPodNetworks {
+        address: IpAddr,
+        one: NodeName,
+        other: NodeName,
+    },
     /// The node that it is listed for does not dial it.
     #[error("node {node} is listed for {address}, but its agent does not allow port {port} there")]
     NotAllowed {
@@ -193,27 +207,80 @@ impl Claims {
         self.changes(changed)
     }
 
-    /// The node to which an address leads. It may have no session, and if it is listed it may
-    /// never have had one.
-    pub(crate) fn holder(&self, address: IpAddr) -> Option<&NodeName> {
-        let address = address.to_canonical();
-        self.policy
-            .owner(address)
-            .or_else(|| Some(&self.standings.get(&address)?.holder.as_ref()?.node))
+    /// Takes note of what has become of Node objects. Nothing happens under another policy.
+    pub(crate) fn update_objects(&mut self, updates: Vec<ObjectChange>) -> Vec<Change> {
+        let mut touched = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        for (name, object) in updates {
+            let Policy::Objects(objects) = &mut self.policy else {
+                return Vec::new();
+            };
+            if objects.has(&name, object.as_ref()) {
+                continue;
+            }
+            touched.append(&mut objects.set(&name, object));
+            if let Some(node) = self.remove(&name, &mut touched) {
+                self.insert(&name, node, &mut touched);
+                names.insert(name);
+            }
+        }
+        let changed = self.settle(&touched, names);
+        self.changes(changed)
     }
 
-    /// The node that reaches an address which is not its own: of the listed ranges that hold it
-    /// the smallest one says which, and the agent must allow it. An agent that has not registered
-    /// yet is taken to.
+    /// The same with all Node objects that there are: those which are not among them are gone.
+    pub(crate) fn replace_objects(&mut self, all: HashMap<NodeName, NodeObject>) -> Vec<Change> {
+        let Some(objects) = self.policy.objects() else {
+            return Vec::new();
+        };
+        let updates = objects.differences(all);
+        self.update_objects(updates)
+    }
+
+    /// A node's Node object, as far as it proves something.
+    pub(crate) fn object(&self, node: &NodeName) -> Option<&NodeObject> {
+        self.policy.objects()?.get(node)
+    }
+
+    /// How many Node objects are known.
+    pub(crate) fn objects(&self) -> usize {
+        self.policy.objects().map_or(0, NodeObjects::len)
+    }
+
+    /// The node that a name leads to by what Node objects say.
+    pub(crate) fn named(&self, name: &NodeName) -> Option<&NodeName> {
+        self.policy.objects()?.named(name)
+    }
+
+    /// Whether a node's agent knows this address as one of its node's.
+    pub(crate) fn is_known_to(&self, node: &NodeName, address: IpAddr) -> bool {
+        let node = self.nodes.get(node);
+        node.is_some_and(|node| node.knows(address.to_canonical()))
+    }
+
+    /// The node to which an address leads. It may have no session, and if it is listed, or in a
+    /// Node object, it may never have had one.
+    pub(crate) fn holder(&self, address: IpAddr) -> Option<&NodeName> {
+        let address = address.to_canonical();
+        if let Some(owner) = self.policy.listed_owner(address) {
+            return Some(owner);
+        }
+        match self.standings.get(&address) {
+            Some(standing) => standing.holder.as_ref().map(|holder| &holder.node),
+            // Nobody asks for it.
+            None => self.policy.object_owner(address),
+        }
+    }
+
+    /// The node that reaches an address which is not its own: a list or Node objects say which,
+    /// and the agent must allow it. An agent that has not registered yet is taken to.
     pub(crate) fn range_holder(
         &self,
         address: IpAddr,
         port: u16,
     ) -> Result<&NodeName, NoRangeHolder> {
         let address = address.to_canonical();
-        let Some(name) = self.policy.range_owner(address) else {
-            return Err(NoRangeHolder::NotListed { address });
-        };
+        let name = self.policy.range_owner(address)?;
         let allows = self
             .nodes
             .get(name)
@@ -293,7 +360,10 @@ impl Claims {
         if node.asked.len() > MAX_ADDRESSES {
             let mut beyond = node.asked.split_off(MAX_ADDRESSES - 1);
             // What is listed for the node leads to it, whether it hears of it or not.
-            beyond.retain(|address| self.policy.owner(*address) != Some(name));
+            beyond.retain(|address| {
+                let owner = self.policy.listed_owner(*address);
+                owner.or_else(|| self.policy.object_owner(*address)) != Some(name)
+            });
             node.ignored = beyond.first().map(|first| (beyond.len(), *first));
         }
         for address in &node.asked {
@@ -334,6 +404,13 @@ impl Claims {
             let standing = Standing {
                 holder: self.decide(*address, claimants),
                 sources: Some(sources).filter(|sources| sources.len() <= 2),
+                rivals: self
+                    .policy
+                    .rivals(*address)
+                    .iter()
+                    .take(2)
+                    .cloned()
+                    .collect(),
             };
             if self.standings.get(address) != Some(&standing) {
                 affected.extend(claimants.all.iter().cloned());
@@ -347,7 +424,7 @@ impl Claims {
     /// Who is to hold an address, of those who ask for it. Looks only at those who have a proof:
     /// a claim that nothing proves costs nobody's time.
     fn decide(&self, address: IpAddr, claimants: &Claimants) -> Option<Holder> {
-        if let Some(owner) = self.policy.owner(address) {
+        if let Some(owner) = self.policy.listed_owner(address) {
             let node = owner.clone();
             return Some(Holder { node, proof: None });
         }
@@ -356,9 +433,12 @@ impl Claims {
         }
         let holder = self.holder(address);
         let by_certificate = self.first_certified(claimants, holder);
-        let (name, proof) = match by_certificate {
-            Some(name) => (name, Proof::Certificate),
-            None => (self.by_source(address, claimants, holder)?, Proof::Source),
+        let (name, proof) = if let Some(name) = by_certificate {
+            (name, Proof::Certificate)
+        } else if let Some(name) = self.policy.object_owner(address) {
+            (name, Proof::NodeObject)
+        } else {
+            (self.by_source(address, claimants, holder)?, Proof::Source)
         };
         Some(Holder {
             node: name.clone(),
@@ -394,7 +474,11 @@ impl Claims {
             node.is_some_and(|node| node.away_since.is_some() && node.source == address)
         });
         let alone = || self.sources.get(&address).filter(|s| s.len() == 1)?.first();
-        let claims = |name: &&NodeName| claimants.all.contains(*name);
+        // Where several Node objects have the address, it is that of one of them.
+        let rivals = self.policy.rivals(address);
+        let claims = |name: &&NodeName| {
+            claimants.all.contains(*name) && (rivals.is_empty() || rivals.contains(*name))
+        };
         absent.filter(claims).or_else(alone).filter(claims)
     }
 
@@ -428,7 +512,14 @@ impl Claims {
             None => Some(None),
         };
         let sharer = sharer.filter(|_| node.source == address);
-        let is_proven = node.is_certified(address) || (node.source == address && sharer.is_none());
+        let rivals = standing.map_or(&[][..], |standing| &standing.rivals);
+        let rival = rivals
+            .iter()
+            .find(|other| *other != name)
+            .filter(|_| self.policy.addresses_of(name).contains(&address));
+        let is_proven = node.is_certified(address)
+            || self.policy.object_owner(address) == Some(name)
+            || (node.source == address && sharer.is_none());
         match (holder, sharer) {
             (Some(holder), _) if holder.node == *name => Verdict::Granted,
             (Some(Holder { node, proof: None }), _) => Verdict::ListedFor(node.clone()),
@@ -441,8 +532,9 @@ impl Claims {
                 _,
             ) if is_proven => Verdict::HeldBy(node.clone(), *proof),
             (_, Some(other)) => Verdict::SharedWith(other),
-            (_, None) => Verdict::Unproven {
-                by_list: self.policy.is_list(),
+            (_, None) => match rival {
+                Some(other) => Verdict::ListedTwice(other.clone()),
+                None => Verdict::Unproven(self.policy.other_proof()),
             },
         }
     }

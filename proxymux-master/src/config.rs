@@ -27,7 +27,7 @@ use proxymux_transport::config_file::{
 use self::raw::RawConfig;
 pub use self::{
     node_addresses::NodeAddressFile,
-    values::{FrontDoor, KubeletCertificates, NodeAddresses, Route, Via},
+    values::{FrontDoor, Kubeconfig, KubeletCertificates, NodeAddresses, Route, Via},
 };
 
 mod checked;

@@ -150,10 +150,11 @@ impl Gateway {
     ) -> Result<Tunnel, OpenFailure> {
         // Taken before the stream is open, so that a drain waits for it.
         let token = session.relays.token();
+        let renamed = self.master.registry.asked_as(&session, target);
         let opening = Opening {
             master: &self.master,
             session: &session,
-            target,
+            target: renamed.as_ref().unwrap_or(target),
             measure: None,
             deadline,
         };

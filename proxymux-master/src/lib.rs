@@ -17,6 +17,7 @@ mod flows;
 pub mod front_door;
 mod gateway;
 mod half_open;
+mod kubernetes;
 mod master;
 mod metrics;
 pub mod nodes;

@@ -22,8 +22,9 @@ use crate::{
     admin::Readiness,
     admission::Admission,
     claims::Policy,
-    config::Config,
+    config::{Config, NodeAddresses},
     flows::{self, Flows, Why},
+    kubernetes::Health,
     metrics::Metrics,
     perf::Perf,
     registry::Registry,
@@ -41,6 +42,8 @@ pub(crate) struct Master {
     pub(crate) registry: Arc<Registry>,
     pub(crate) routes: Routes,
     pub(crate) metrics: Metrics,
+    /// How the watch on Node objects is doing, if there is to be one.
+    pub(crate) node_objects: Option<Arc<Health>>,
     /// What bypasses sessions.
     pub(crate) flows: Flows,
     pub(crate) readiness: Readiness,
@@ -76,8 +79,11 @@ impl Master {
         let pipes = flows::pipes(&config);
         let metrics = Metrics::new(&memory, &pipes);
         let flows = Flows::new(&config, pipes, Arc::clone(&metrics.flows));
+        let is_watching = matches!(config.node_addresses, NodeAddresses::Kubernetes(_));
+        let node_objects = is_watching.then(|| Health::new(metrics.objects.clone()));
         Arc::new(Self {
             config,
+            node_objects,
             id: session::random_id(),
             registry,
             routes,

@@ -20,7 +20,7 @@ use proxymux_transport::{
     telemetry::Path,
 };
 
-use crate::{flows, front_door::Status};
+use crate::{flows, front_door::Status, kubernetes::ObjectMetrics};
 
 /// All metrics of one run of the master.
 pub(crate) struct Metrics {
@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) streams: StreamMetrics,
     pub(crate) doors: Arc<DoorMetrics>,
     pub(crate) flows: Arc<FlowMetrics>,
+    /// What is known by the API server.
+    pub(crate) objects: ObjectMetrics,
     /// When what is in force expires, by the words of [`CERTIFICATES`].
     expiry: Moments,
 }
@@ -104,6 +106,7 @@ impl Metrics {
         let doors = Arc::new(DoorMetrics::register(r));
         let flows = Arc::new(FlowMetrics::register(r));
         pipes.register(r);
+        let objects = ObjectMetrics::register(r);
         let expiry = certificate_expiry(r, CERTIFICATES);
         Self {
             registry,
@@ -114,6 +117,7 @@ impl Metrics {
             streams,
             doors,
             flows,
+            objects,
             expiry,
         }
     }
@@ -288,6 +292,9 @@ mod tests {
             "proxymux_master_paths_passed_over_total{reason=\"not-tls\"} 0",
             "proxymux_master_direct_probes_total{result=\"not-direct\"} 0",
             "proxymux_master_flows_aborted_total{code=\"not-tls\"} 0",
+            "proxymux_master_node_objects_watching 0",
+            "proxymux_master_node_objects_failures_total{reason=\"forbidden\"} 0",
+            "proxymux_master_node_objects_failures_total{reason=\"access\"} 0",
         ] {
             assert!(text.lines().any(|line| line == zero), "{zero} in:\n{text}");
         }
@@ -302,6 +309,7 @@ mod tests {
                 .expiry
                 .set(word, Some(std::time::SystemTime::UNIX_EPOCH));
         }
+        metrics.objects.pretend();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
         let written = fs::read_to_string(path).unwrap();
 

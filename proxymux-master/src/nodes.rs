@@ -46,11 +46,38 @@ pub fn show(status: &Value) -> String {
     if table.is_empty() {
         shown = "no node has come yet\n".to_owned();
     }
+    if let Some(line) = node_objects(status) {
+        shown.push_str(&format!("\n{line}\n"));
+    }
     let reasons = reasons(status);
     if !reasons.is_empty() {
         shown.push_str(&format!("\nnot ready: {reasons}\n"));
     }
     shown
+}
+
+/// How the watch on Node objects is doing, where there is one.
+fn node_objects(status: &Value) -> Option<String> {
+    let at = |place: &str| text(status, &format!("/node_addresses/{place}"));
+    let ago = |place| number(status, place).map(|seconds| format!("{} ago", age(seconds)));
+    if at("source") != "kubernetes" {
+        return None;
+    }
+    let objects = match ago("/node_addresses/read_s") {
+        None => "not read yet".to_owned(),
+        Some(read) => {
+            let heard = ago("/node_addresses/heard_s").unwrap_or_else(|| read.clone());
+            let objects = at("objects");
+            format!("{objects}, read {read}, heard of {heard}")
+        }
+    };
+    let error = at("error");
+    let trouble = if error.is_empty() {
+        String::new()
+    } else {
+        format!("; {error}")
+    };
+    Some(format!("Node objects: {objects}{trouble}"))
 }
 
 /// Whether it is found on the direct path, or what a probe met there last, or why there is none.
@@ -101,6 +128,26 @@ NODE        ADDRESSES           PATH     WHY       DIRECT     IDLE  FLOWS  STREA
 10.0.10.11  -                   -        -         -          -     -      -        -       away 42s  -                     -        -
 "
         );
+    }
+
+    #[test]
+    fn what_is_known_of_node_objects_stands_below_and_what_is_wrong_with_it() {
+        let mut status = json!({ "reasons": [], "nodes": [], "node_addresses": {
+            "source": "kubernetes", "server": "https://10.0.0.1:6443/", "watching": true,
+            "objects": 3, "read_s": 90, "heard_s": 2, "error": null } });
+        assert_eq!(
+            show(&status),
+            "no node has come yet\n\nNode objects: 3, read 1m30s ago, heard of 2s ago\n"
+        );
+        status["node_addresses"] = json!({
+            "source": "kubernetes", "objects": 0, "read_s": null, "heard_s": null,
+            "error": "cannot read the kubeconfig /k" });
+        assert_eq!(
+            show(&status),
+            "no node has come yet\n\nNode objects: not read yet; cannot read the kubeconfig /k\n"
+        );
+        status["node_addresses"] = json!({ "source": "file" });
+        assert_eq!(show(&status), "no node has come yet\n");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     about::About,
     admission::Presence,
-    claims::{Change, Claims, Evidence, NoRangeHolder, Policy},
+    claims::{Change, Claims, Evidence, NoRangeHolder, NodeObject, ObjectChange, Policy},
     flows::SessionFlows,
     gateway::WAIT_FOR_RETURN,
 };
@@ -108,6 +108,8 @@ pub(crate) struct NodeView {
     /// When its last session ended; meaningless while it has one.
     pub(crate) seen: Instant,
     pub(crate) addresses: Addresses,
+    /// What its Node object proves, if that is known.
+    pub(crate) object: Option<NodeObject>,
 }
 
 /// What is known of a target.
@@ -251,6 +253,7 @@ impl Registry {
             session: node.current.clone(),
             seen: node.seen,
             addresses: state.claims.addresses(name).unwrap_or_default(),
+            object: state.claims.object(name).cloned(),
         });
         let mut nodes: Vec<_> = view.collect();
         drop(state);
@@ -274,10 +277,37 @@ impl Registry {
     pub(crate) fn find(&self, target: &TargetAddr) -> Found {
         let state = self.lock();
         let name = match &target.host {
-            Host::Name(name) => state.nodes.contains_key(name).then(|| name.clone()),
+            Host::Name(name) if state.nodes.contains_key(name) => Some(name.clone()),
+            Host::Name(name) => state.claims.named(name).cloned(),
             Host::Ip(ip) => state.claims.holder(*ip).cloned(),
         };
         name.map_or(Found::Unknown, |name| state.look_up(name))
+    }
+
+    /// By which name the agent of a session is to be asked for its kubelet, if it does not know the
+    /// target's. It dials its kubelet whoever says that the address or name is the node's, but an
+    /// agent goes by its own configuration, which need not have what a list or a Node object has.
+    pub(crate) fn asked_as(
+        &self,
+        session: &SessionHandle,
+        target: &TargetAddr,
+    ) -> Option<TargetAddr> {
+        if target.port() != session.kubelet_port {
+            return None;
+        }
+        let (node, state) = (&session.node, self.lock());
+        let is_renamed = match &target.host {
+            // What lies behind the node is not the node, at whatever port.
+            Host::Ip(ip) => {
+                state.claims.holder(*ip) == Some(node) && !state.claims.is_known_to(node, *ip)
+            }
+            Host::Name(name) => name != node,
+        };
+        drop(state);
+        if !is_renamed {
+            return None;
+        }
+        TargetAddr::new(Host::Name(session.node.clone()), target.port())
     }
 
     /// The session that takes a node's new streams.
@@ -309,6 +339,41 @@ impl Registry {
         tell(&state, changes);
         drop(state);
         self.changed.send_replace(());
+    }
+
+    /// Takes note of what has become of Node objects.
+    pub(crate) fn update_objects(&self, updates: Vec<ObjectChange>) {
+        self.change_objects(|claims| claims.update_objects(updates));
+    }
+
+    /// The same with all that there are.
+    pub(crate) fn replace_objects(&self, all: HashMap<NodeName, NodeObject>) {
+        self.change_objects(|claims| claims.replace_objects(all));
+    }
+
+    fn change_objects(&self, change: impl FnOnce(&mut Claims) -> Vec<Change>) {
+        let mut state = self.lock();
+        let changes = change(&mut state.claims);
+        tell(&state, changes);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// How many Node objects are known.
+    pub(crate) fn objects(&self) -> usize {
+        self.lock().claims.objects()
+    }
+
+    /// The nodes with a session whose agents have their kubelets at another port than the Node
+    /// objects say, with both.
+    pub(crate) fn odd_ports(&self) -> Vec<(NodeName, u16, u16)> {
+        let state = self.lock();
+        let ports = state.nodes.iter().filter_map(|(name, node)| {
+            let session = node.current.as_ref()?;
+            let object = state.claims.object(name)?.kubelet_port?;
+            (object != session.kubelet_port).then(|| (name.clone(), session.kubelet_port, object))
+        });
+        ports.collect()
     }
 
     /// Forgets nodes that have been away for long; to be called now and then.

@@ -313,13 +313,27 @@ pub fn long_times(registry: &mut Registry, name: &str, help: &str) -> Histogram 
 /// Registers when certificates expire.
 #[must_use]
 pub fn certificate_expiry(registry: &mut Registry, words: &[&'static str]) -> Moments {
-    let moments = Moments::new("certificate", words);
-    registry.register_with_unit(
-        "certificate_expiry_timestamp",
-        "When the certificate in force expires, in seconds since 1970; of several the first",
-        Unit::Seconds,
-        moments.clone(),
-    );
+    moments(
+        registry,
+        (
+            "certificate_expiry_timestamp",
+            "When the certificate in force expires, in seconds since 1970; of several the first",
+        ),
+        "certificate",
+        words,
+    )
+}
+
+/// Registers moments that differ in one label. The name ends in `_timestamp`.
+#[must_use]
+pub fn moments(
+    registry: &mut Registry,
+    (name, help): (&str, &str),
+    label: &'static str,
+    words: &[&'static str],
+) -> Moments {
+    let moments = Moments::new(label, words);
+    registry.register_with_unit(name, help, Unit::Seconds, moments.clone());
     moments
 }
 

@@ -10,7 +10,7 @@ use proxymux_proto::{
 };
 use tokio::time::Instant;
 
-use super::Evidence;
+use super::{Evidence, policy::OtherProof};
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -26,8 +26,8 @@ pub(super) struct Node {
     pub(super) away_since: Option<Instant>,
     /// Who came later has a higher one. Of equal claimants the first gets an address.
     pub(super) turn: u64,
-    /// The addresses that it asks for: its name, what is listed for it, its claims. Each once, and
-    /// with those in `ignored` no more than it can be told about.
+    /// The addresses that it asks for: its name, what is listed for it or stands in its Node
+    /// object, its claims. Each once, and with those in `ignored` no more than it can be told about.
     pub(super) asked: Vec<IpAddr>,
     /// How many claims were too many, and the first of them.
     pub(super) ignored: Option<(usize, IpAddr)>,
@@ -35,12 +35,14 @@ pub(super) struct Node {
     pub(super) told: Vec<(IpAddr, Verdict)>,
 }
 
-/// What proves a claim. The certificate is stronger; an address that is listed for a node is not
-/// weighed at all, it is that node's.
+/// What proves a claim, the weakest first. An address that is listed for a node is not weighed at
+/// all, it is that node's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Proof {
     /// The session comes from that address, and no other node's does.
     Source,
+    /// Its Node object has it, and no other node's does.
+    NodeObject,
     /// The certificate names it.
     Certificate,
 }
@@ -55,10 +57,9 @@ pub(super) enum Verdict {
     HeldBy(NodeName, Proof),
     /// The session comes from it, but so does that of one other node, or those of several.
     SharedWith(Option<NodeName>),
-    Unproven {
-        /// Whether a list could prove it.
-        by_list: bool,
-    },
+    /// Its Node object has the address, but so does that of another node.
+    ListedTwice(NodeName),
+    Unproven(OtherProof),
 }
 
 impl Node {
@@ -79,6 +80,11 @@ impl Node {
 
     pub(super) fn is_certified(&self, address: IpAddr) -> bool {
         self.named == Some(address) || self.ip_sans.contains(&address)
+    }
+
+    /// Whether its agent knows this address as one of its node's.
+    pub(super) fn knows(&self, address: IpAddr) -> bool {
+        self.named == Some(address) || self.claims.contains(&address)
     }
 
     pub(super) fn allows(&self, address: IpAddr, port: u16) -> bool {
@@ -117,20 +123,26 @@ impl Verdict {
             Self::HeldBy(node, Proof::Source) => {
                 format!("held by node {node}, whose session comes from it")
             }
+            Self::HeldBy(node, Proof::NodeObject) => {
+                format!("held by node {node}, whose Node object has it")
+            }
+            Self::ListedTwice(node) => {
+                format!("the Node object of node {node} has it too, expected one of them")
+            }
             Self::SharedWith(Some(node)) => {
                 format!("the session comes from it, but so does that of node {node}")
             }
             Self::SharedWith(None) => {
                 "the session comes from it, but so do those of several other nodes".to_owned()
             }
-            Self::Unproven { by_list } => {
-                let list = if *by_list {
-                    "a place in the list of node addresses, "
-                } else {
-                    ""
+            Self::Unproven(other) => {
+                let other = match other {
+                    OtherProof::Nothing => "",
+                    OtherProof::List => "a place in the list of node addresses, ",
+                    OtherProof::NodeObject => "a place in its Node object, ",
                 };
                 format!(
-                    "not proven: expected {list}an IP address in the certificate or the session's \
+                    "not proven: expected {other}an IP address in the certificate or the session's \
                      source, which is {source}"
                 )
             }

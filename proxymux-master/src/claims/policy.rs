@@ -1,7 +1,8 @@
 //! What the operator says about who has which address.
 //!
-//! Owns the list of nodes and their addresses in its checked form. Leaves reading it to the
-//! configuration, and weighing it against what nodes claim to `claims`.
+//! Owns where proof comes from besides certificates and sessions ([`Policy`]), and the list of
+//! nodes and their addresses in its checked form. Leaves reading it to the configuration, Node
+//! objects to `objects`, and weighing both against what nodes claim to `claims`.
 //! What is listed for a node belongs to it, whatever certificates say.
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 use ipnet::IpNet;
 use proxymux_proto::{MAX_ADDRESSES, NodeName};
 
+use super::{NoRangeHolder, objects::NodeObjects};
 use crate::routes::canonical;
 
 /// What proves a claim.
@@ -21,6 +23,16 @@ pub(crate) enum Policy {
     Declared,
     /// The same, and before them a list.
     Listed(NodeList),
+    /// The same, and between them what the API server says.
+    Objects(NodeObjects),
+}
+
+/// What an operator can do so that an address is proven, besides a certificate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum OtherProof {
+    Nothing,
+    List,
+    NodeObject,
 }
 
 /// Which addresses and ranges belong to which node.
@@ -49,36 +61,77 @@ pub(crate) enum NodeListError {
 }
 
 impl Policy {
-    /// The node that an address is listed for.
-    pub(super) fn owner(&self, address: IpAddr) -> Option<&NodeName> {
-        self.list()?.owners.get(&address)
-    }
-
-    /// The addresses that are listed for a node.
-    pub(super) fn addresses_of(&self, node: &NodeName) -> &[IpAddr] {
-        self.list()
-            .and_then(|list| list.addresses.get(node))
-            .map_or(&[], Vec::as_slice)
-    }
-
-    /// The node for which the smallest range is listed that holds the address.
-    pub(super) fn range_owner(&self, address: IpAddr) -> Option<&NodeName> {
-        let found = self
-            .list()?
-            .ranges
-            .iter()
-            .find(|(net, _)| net.contains(&address));
-        found.map(|(_, node)| node)
-    }
-
-    pub(super) fn is_list(&self) -> bool {
-        self.list().is_some()
-    }
-
-    fn list(&self) -> Option<&NodeList> {
+    /// The node that an address is listed for: it is that node's, whatever else is proven.
+    pub(super) fn listed_owner(&self, address: IpAddr) -> Option<&NodeName> {
         match self {
-            Self::Declared => None,
-            Self::Listed(list) => Some(list),
+            Self::Listed(list) => list.owners.get(&address),
+            Self::Declared | Self::Objects(_) => None,
+        }
+    }
+
+    /// The only node whose Node object has an address.
+    pub(super) fn object_owner(&self, address: IpAddr) -> Option<&NodeName> {
+        self.objects()?.owner(address)
+    }
+
+    /// The nodes whose Node objects have an address, if there are several.
+    pub(super) fn rivals(&self, address: IpAddr) -> &[NodeName] {
+        self.objects()
+            .map_or(&[], |objects| objects.rivals(address))
+    }
+
+    /// The addresses that are listed for a node, or that its Node object has.
+    pub(super) fn addresses_of(&self, node: &NodeName) -> &[IpAddr] {
+        match self {
+            Self::Declared => &[],
+            Self::Listed(list) => list.addresses.get(node).map_or(&[], Vec::as_slice),
+            Self::Objects(objects) => objects.get(node).map_or(&[], |object| &object.addresses),
+        }
+    }
+
+    /// The node that an address lies behind: of the listed ranges that hold it the smallest one
+    /// says which, of the networks of pods there may be only one.
+    ///
+    /// # Errors
+    ///
+    /// When nothing says it.
+    pub(super) fn range_owner(&self, address: IpAddr) -> Result<&NodeName, NoRangeHolder> {
+        match self {
+            Self::Declared => Err(NoRangeHolder::NotListed { address }),
+            Self::Listed(list) => list
+                .ranges
+                .iter()
+                .find(|(net, _)| net.contains(&address))
+                .map(|(_, node)| node)
+                .ok_or(NoRangeHolder::NotListed { address }),
+            Self::Objects(objects) => {
+                let mut owners = objects.range_owners(address).into_iter();
+                let owner = owners.next();
+                let owner = owner.ok_or(NoRangeHolder::NoPodNetwork { address })?;
+                match owners.next() {
+                    None => Ok(owner),
+                    Some(other) => Err(NoRangeHolder::TwoPodNetworks {
+                        address,
+                        one: owner.clone(),
+                        other: other.clone(),
+                    }),
+                }
+            }
+        }
+    }
+
+    pub(super) fn other_proof(&self) -> OtherProof {
+        match self {
+            Self::Declared => OtherProof::Nothing,
+            Self::Listed(_) => OtherProof::List,
+            Self::Objects(_) => OtherProof::NodeObject,
+        }
+    }
+
+    pub(super) fn objects(&self) -> Option<&NodeObjects> {
+        match self {
+            Self::Declared | Self::Listed(_) => None,
+            Self::Objects(objects) => Some(objects),
         }
     }
 }
@@ -158,10 +211,15 @@ mod tests {
             ("b", &["fd00::1/128", "10.244.0.0/16"]),
         ]);
         let policy = Policy::Listed(list.unwrap());
-        let owner = |address: &str| policy.owner(address.parse().unwrap()).map(NodeName::as_str);
+        let owner = |address: &str| {
+            policy
+                .listed_owner(address.parse().unwrap())
+                .map(NodeName::as_str)
+        };
         let range_owner = |address: &str| {
             policy
                 .range_owner(address.parse().unwrap())
+                .ok()
                 .map(NodeName::as_str)
         };
 

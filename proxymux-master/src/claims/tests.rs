@@ -7,6 +7,7 @@ use proxymux_proto::{ControlMessage, FrameDecoder, MAX_REASON_LEN};
 
 use super::*;
 
+mod objects;
 mod random;
 
 /// A table with a clock, and short ways to say things.

@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashSet,
-    convert::Infallible,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU32,
@@ -21,9 +20,9 @@ use proxymux_transport::config_file::{
 };
 
 use super::{
-    Config, FrontDoor, NodeAddresses, Route,
-    raw::{RawConfig, RawFrontDoor, RawNodeAddresses, RawNodeSource, RawRoute},
-    values::{DECLARED, advertise, client_name},
+    Config, FrontDoor, Kubeconfig, NodeAddresses, Route,
+    raw::{NODE_ADDRESSES, RawConfig, RawFrontDoor, RawNodeAddresses, RawNodeSource, RawRoute},
+    values::{DECLARED, DEFAULT_KUBECONFIG, KUBERNETES, advertise, client_name},
 };
 
 impl RawConfig {
@@ -315,7 +314,10 @@ impl RawNodeAddresses {
         match self {
             Self::Word(word) => word.or(NodeAddresses::Declared, m, |text| match text.as_str() {
                 DECLARED => Ok(NodeAddresses::Declared),
-                _ => Err("must be declared or {file: PATH}"),
+                KUBERNETES => Ok(NodeAddresses::Kubernetes(Kubeconfig::InClusterOr(
+                    DEFAULT_KUBECONFIG.into(),
+                ))),
+                _ => Err(format!("must be {NODE_ADDRESSES}")),
             }),
             Self::Source(source) => source.present(m)?.check(source, m),
         }
@@ -325,15 +327,25 @@ impl RawNodeAddresses {
 impl RawNodeSource {
     fn check(&self, item: &Setting<Self>, m: &mut Mistakes) -> Result<NodeAddresses, Refused> {
         let file = self.file.optional(m, |text| values::path(text));
-        if let Some(kubernetes) = self.kubernetes.given() {
-            // What is written is read all the same: it will count in a later version.
-            let _ = kubernetes.kubeconfig.required(m, |text| values::path(text));
-        }
-        self.kubernetes
-            .optional(m, |_| Err::<Infallible, _>(NO_KUBERNETES))?;
-        match file? {
-            Some(path) => Ok(NodeAddresses::File(path)),
-            None => Err(item.refuse(m, "must be declared or {file: PATH}")),
+        let kubernetes = if self.kubernetes.is_set() {
+            match self.kubernetes.present(m) {
+                Ok(kubernetes) => kubernetes
+                    .kubeconfig
+                    .required(m, |text| values::path(text))
+                    .map(Some),
+                Err(refused) => Err(refused),
+            }
+        } else {
+            Ok(None)
+        };
+        match (file?, kubernetes?) {
+            (Some(path), None) => Ok(NodeAddresses::File(path)),
+            (None, Some(path)) => Ok(NodeAddresses::Kubernetes(Kubeconfig::File(path))),
+            (Some(_), Some(_)) => {
+                let problem = "belongs to no node-addresses with file, expected one of the two";
+                Err(self.kubernetes.refuse(m, problem))
+            }
+            (None, None) => Err(item.refuse(m, format!("must be {NODE_ADDRESSES}"))),
         }
     }
 }
@@ -412,7 +424,6 @@ fn choice<T: values::Choice + Default>(
     setting.or(T::default(), m, |text| values::choice(text))
 }
 
-const NO_KUBERNETES: &str = "is not supported by this version, must be declared or {file: PATH}";
 const ONLY_TCP: &str = "belongs to a door with listen, this one has unix";
 
 const DEFAULT_LISTEN: SocketAddr =

@@ -131,6 +131,10 @@ pub(super) const DOOR_KEYS: &[&str] = &[
     "client-names",
 ];
 
+/// What `node-addresses` may be.
+pub(super) const NODE_ADDRESSES: &str =
+    "declared, kubernetes, {file: PATH} or {kubernetes: {kubeconfig: PATH}}";
+
 /// The keys of `node-addresses` where it is a mapping.
 pub(super) const SOURCE_KEYS: &[&str] = &["file", "kubernetes"];
 
@@ -221,7 +225,7 @@ impl RawFrontDoor {
 
 impl RawNodeAddresses {
     fn read(entry: Entry, m: &mut Mistakes) -> Self {
-        let expected = "declared or {file: PATH}";
+        let expected = NODE_ADDRESSES;
         if !entry.is_mapping() {
             return Self::Word(entry.text(expected, m));
         }

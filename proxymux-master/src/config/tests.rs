@@ -141,7 +141,7 @@ front-doors:
     client-names: []
   - unix: /run/a.sock
     tls: yes
-node-addresses: kubernetes
+node-addresses: kube
 routes: [{cidr: 10.96.0.0/12}, {cidr: 10.0.0.1/8, via: nodes}]
 connect-budget: 2m
 maximum: 5
@@ -158,7 +158,7 @@ x.yaml:5: front-doors[0].mode: 660: must be octal digits in quotes, such as \"06
 x.yaml:6: front-doors[1].key: must be set
 x.yaml:9: front-doors[1].client-names: must name at least one client: whoever comes in reaches every kubelet
 x.yaml:11: front-doors[2].tls: is no known key
-x.yaml:12: node-addresses: \"kubernetes\": must be declared or {file: PATH}
+x.yaml:12: node-addresses: \"kube\": must be declared, kubernetes, {file: PATH} or {kubernetes: {kubeconfig: PATH}}
 x.yaml:13: routes[0].via: must be set
 x.yaml:13: routes[1].cidr: \"10.0.0.1/8\": has bits set behind its prefix, must be 10.0.0.0/8 or a longer prefix
 x.yaml:13: routes[1].via: \"nodes\": must be direct, node or refuse
@@ -354,7 +354,7 @@ fn no_two_listeners_are_at_the_same_place() {
 }
 
 #[test]
-fn node_addresses_are_declared_or_from_a_file() {
+fn node_addresses_are_declared_or_from_a_file_or_from_kubernetes() {
     assert_eq!(
         with("node-addresses: declared").node_addresses,
         NodeAddresses::Declared
@@ -363,31 +363,46 @@ fn node_addresses_are_declared_or_from_a_file() {
         with("node-addresses: {file: /n.yaml}").node_addresses,
         NodeAddresses::File("/n.yaml".into())
     );
-    let unsupported = "is not supported by this version, must be declared or {file: PATH}";
+    for (value, kubeconfig, shown) in [
+        (
+            "kubernetes",
+            Kubeconfig::InClusterOr("/etc/proxymux/kubeconfig".into()),
+            "kubernetes",
+        ),
+        (
+            "{kubernetes: {kubeconfig: /k}}",
+            Kubeconfig::File("/k".into()),
+            "kubernetes:/k",
+        ),
+    ] {
+        let config = with(&format!("node-addresses: {value}"));
+        assert_eq!(config.node_addresses.to_string(), shown);
+        assert_eq!(config.node_addresses, NodeAddresses::Kubernetes(kubeconfig));
+    }
+    let expected = "must be declared, kubernetes, {file: PATH} or {kubernetes: {kubeconfig: PATH}}";
     for (value, report) in [
-        ("{}", "node-addresses: must be declared or {file: PATH}"),
+        ("{}", &*format!("node-addresses: {expected}")),
         (
             "{file: n.yaml}",
             "node-addresses.file: \"n.yaml\": must be an absolute path",
         ),
         (
             "{path: /n}",
-            "node-addresses.path: is no known key\nx.yaml:4: node-addresses: must be declared or {file: PATH}",
+            &format!("node-addresses.path: is no known key\nx.yaml:4: node-addresses: {expected}"),
+        ),
+        ("[declared]", &format!("node-addresses: a list: {expected}")),
+        (
+            "{kubernetes: {kubeconfig: k}}",
+            "node-addresses.kubernetes.kubeconfig: \"k\": must be an absolute path",
         ),
         (
-            "[declared]",
-            "node-addresses: a list: must be declared or {file: PATH}",
+            "{kubernetes: {}}",
+            "node-addresses.kubernetes.kubeconfig: must be set",
         ),
         (
-            "{kubernetes: {kubeconfig: /k}}",
-            &format!("node-addresses.kubernetes: {unsupported}"),
-        ),
-        (
-            "{file: /n, kubernetes: {}}",
-            &format!(
-                "node-addresses.kubernetes.kubeconfig: must be set\n\
-                 x.yaml:4: node-addresses.kubernetes: {unsupported}"
-            ),
+            "{file: /n, kubernetes: {kubeconfig: /k}}",
+            "node-addresses.kubernetes: belongs to no node-addresses with file, expected one of \
+             the two",
         ),
         (
             "{kubernetes: yes}",

@@ -56,6 +56,17 @@ pub enum NodeAddresses {
     Declared,
     /// A [`super::NodeAddressFile`], besides what can be proven.
     File(PathBuf),
+    /// The Node objects of the API server that a kubeconfig leads to, besides what can be proven.
+    Kubernetes(Kubeconfig),
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Kubeconfig {
+    /// With the pod's service account if there is one, else with this file.
+    InClusterOr(PathBuf),
+    /// With this file.
+    File(PathBuf),
 }
 
 impl fmt::Display for NodeAddresses {
@@ -63,6 +74,10 @@ impl fmt::Display for NodeAddresses {
         match self {
             Self::Declared => f.write_str(DECLARED),
             Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Kubernetes(Kubeconfig::InClusterOr(_)) => f.write_str(KUBERNETES),
+            Self::Kubernetes(Kubeconfig::File(path)) => {
+                write!(f, "{KUBERNETES}:{}", path.display())
+            }
         }
     }
 }
@@ -169,3 +184,9 @@ pub(super) fn client_name(text: &str) -> Result<String, ClientNameError> {
 
 /// The word for [`NodeAddresses::Declared`].
 pub(super) const DECLARED: &str = "declared";
+
+/// The word for [`NodeAddresses::Kubernetes`].
+pub(super) const KUBERNETES: &str = "kubernetes";
+
+/// Beside the master's other files, which a static pod has mounted.
+pub(super) const DEFAULT_KUBECONFIG: &str = "/etc/proxymux/kubeconfig";

@@ -205,3 +205,36 @@ async fn a_node_is_told_when_an_address_is_its_own_after_all() {
         command => panic!("{command:?}"),
     }
 }
+
+#[tokio::test]
+async fn an_agent_is_asked_by_its_own_name_for_what_only_a_list_says_and_for_nothing_else() {
+    let list = crate::claims::NodeList::new([(
+        name("worker-1"),
+        ["198.51.100.7/32", "10.244.1.0/24"]
+            .map(|net| net.parse().unwrap())
+            .to_vec(),
+    )]);
+    let registry = Registry::new(Policy::Listed(list.unwrap()));
+    let worker = session("worker-1", 1);
+    worker
+        .admit_as(&registry, &["10.0.10.77".parse().unwrap()])
+        .unwrap();
+    let asked = |text: &str| {
+        let asked = registry.asked_as(&worker.handle, &target(text));
+        asked.map(|target| target.to_string())
+    };
+
+    assert_eq!(
+        asked("198.51.100.7:10250").as_deref(),
+        Some("worker-1:10250")
+    );
+    for known_or_no_kubelet in [
+        "10.0.10.77:10250",
+        "worker-1:10250",
+        "198.51.100.7:9100",
+        // A pod may listen at the kubelet's port.
+        "10.244.1.7:10250",
+    ] {
+        assert_eq!(asked(known_or_no_kubelet), None, "{known_or_no_kubelet}");
+    }
+}

@@ -6,7 +6,7 @@
 //! Limits: TLS 1.3 and HTTP/1.1 only, and an exec is a plain echo without SPDY inside.
 
 mod answer;
-mod client;
+pub(crate) mod client;
 mod exec;
 
 use std::{

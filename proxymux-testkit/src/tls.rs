@@ -43,6 +43,24 @@ pub(crate) fn server_config(identity: &CertFiles, client_ca: &Path) -> Result<Se
         .with_context(|| format!("cannot use {}", identity.cert.display()))
 }
 
+/// A server that lets in clients without a certificate too, who may have a token.
+pub(crate) fn server_config_for_anybody(
+    identity: &CertFiles,
+    client_ca: &Path,
+) -> Result<ServerConfig> {
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
+            .allow_unauthenticated()
+            .build()
+            .with_context(|| format!("cannot verify clients by {}", client_ca.display()))?;
+    let (chain, key) = identity_of(identity)?;
+    ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .with_context(|| format!("cannot use {}", identity.cert.display()))
+}
+
 fn roots(path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {

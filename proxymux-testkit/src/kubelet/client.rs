@@ -8,14 +8,14 @@ use x509_parser::{
 
 /// The user that a verified client certificate stands for.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Client {
-    pub(super) user: String,
-    pub(super) groups: Vec<String>,
+pub(crate) struct Client {
+    pub(crate) user: String,
+    pub(crate) groups: Vec<String>,
 }
 
 impl Client {
     /// `None` without a certificate, or with one that names nobody.
-    pub(super) fn of(connection: &ServerConnection) -> Option<Self> {
+    pub(crate) fn of(connection: &ServerConnection) -> Option<Self> {
         let der = connection.peer_certificates()?.first()?;
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let subject = certificate.subject();
@@ -28,7 +28,7 @@ impl Client {
     }
 
     /// The one group that a cluster lets do everything without any binding.
-    pub(super) fn may_do_everything(&self) -> bool {
+    pub(crate) fn may_do_everything(&self) -> bool {
         self.groups.iter().any(|group| group == "system:masters")
     }
 }

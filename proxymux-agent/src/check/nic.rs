@@ -73,10 +73,7 @@ fn judge(report: &mut Report, need: Need, wanted: &Wanted, host: &Host) -> Optio
                     "neither net-inf nor private-ip-address is set".to_owned(),
                     "set net-inf to the device that the masters' packets come by (`ip route`)",
                 ),
-                Some(ip) => (
-                    format!("no device has private-ip-address {ip}"),
-                    "correct private-ip-address, or give the address to the device (`ip addr`)",
-                ),
+                Some(ip) => (format!("no device has private-ip-address {ip}"), NO_HOLDER),
             };
             need.lacks(report, NIC, &found, fix);
             return None;
@@ -113,6 +110,16 @@ fn state(report: &mut Report, need: Need, link: &Link, wanted: &Wanted, host: &H
             NIC,
             &format!("{name} is up, and nothing is at its other end (no carrier)"),
             &format!("see cable, switch port or virtual switch: `ip link show {name}`"),
+        );
+    }
+    if let Some(ip) = wanted.address
+        && host.holder(ip).is_none()
+    {
+        need.lacks(
+            report,
+            NIC,
+            &format!("no device has private-ip-address {ip}"),
+            NO_HOLDER,
         );
     }
     match host.instead_of(link, wanted) {
@@ -256,6 +263,8 @@ const IN_FRONT: &str = "one that does not pass packets on hides them from ours: 
      `proxymux-agent explain`, take it off (`tc filter show dev NIC ingress`, `bpftool net`), set \
      `attach: tcx`, or a lower steer-priority";
 
+const NO_HOLDER: &str = "correct private-ip-address, or give the address to the device (`ip addr`)";
+
 const LOOK: &str = "see `ip -details link`";
 
 #[cfg(test)]
@@ -355,6 +364,19 @@ mod tests {
         let (_, found, fix) = told(Some("ens3"), NODE, &host);
         assert!(found.contains("carries the VLAN device ens3.7"), "{found}");
         assert_eq!(fix, "set `net-inf: ens3.7`");
+    }
+
+    #[test]
+    fn an_address_that_no_device_has_is_told_beside_the_device() {
+        let host = host(&[link(2, "ens3", None)], "ens3");
+        let wanted = Wanted {
+            name: Some("ens3".to_owned()),
+            address: Some("10.9.9.9".parse().unwrap()),
+        };
+        let mut report = Report::default();
+        judge(&mut report, Need::Wanted, &wanted, &host);
+        let levels: Vec<_> = report.findings().iter().map(|f| f.level).collect();
+        assert_eq!(levels, [Level::Warning, Level::Ok], "{report:?}");
     }
 
     #[test]

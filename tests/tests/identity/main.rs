@@ -5,4 +5,5 @@
 
 mod masters;
 mod names;
+mod node_objects;
 mod sessions;

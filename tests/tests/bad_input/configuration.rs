@@ -88,7 +88,8 @@ node-addresses: believed
         ":8: routes[0].via: \"detour\": must be direct, node or refuse",
         ":9: connect-bugdet: is no known key, did you mean connect-budget?",
         ":10: connect-budget: \"0s\": must be at least 100ms",
-        ":11: node-addresses: \"believed\": must be declared or {file: PATH}",
+        ":11: node-addresses: \"believed\": must be declared, kubernetes, {file: PATH} or \
+         {kubernetes: {kubeconfig: PATH}}",
         ": client-ca: must be set",
     ]
     .map(|line| format!("{MASTER}: config {}{line}", file.display()));

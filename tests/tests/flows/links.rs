@@ -96,7 +96,7 @@ fn a_reader_that_stalls_on_a_way_that_stands_is_only_slow() -> Result<()> {
         })?;
         all.push((cluster, far_end, machine, stalled));
     }
-    Runtime::new()?.block_on(sleep(STALLED));
+    Runtime::new()?.block_on(async { sleep(STALLED).await });
     for (mut cluster, far_end, machine, mut stalled) in all {
         let _stalled = machine.block_on(async move {
             let mut verifier = Pattern::new(3).verifier();

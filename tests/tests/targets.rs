@@ -23,7 +23,8 @@ use proxymux_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_kubelets_port_of_the_node_itself_is_dialled_by_default() -> Result<()> {
-    // The operator's list leads an address to the node that its agent knows nothing of.
+    // The operator's list leads an address to the node that its agent knows nothing of: there it is
+    // asked for its kubelet by the node's name, and for anything else in vain.
     let mut cluster = cluster(1, "10.0.10.10: [ 10.0.10.10, 10.0.10.99 ]\n", "")?;
     cluster.start_agent(0)?;
     cluster.wait_for_sessions()?;
@@ -31,7 +32,7 @@ async fn only_the_kubelets_port_of_the_node_itself_is_dialled_by_default() -> Re
     let following = Following::start(&api, &cluster.target(0)).await?;
     let name = cluster.node_name(0);
 
-    for target in ["10.0.10.10:22", "10.0.10.10:10255", "10.0.10.99:10250"] {
+    for target in ["10.0.10.10:22", "10.0.10.10:10255", "10.0.10.99:10255"] {
         let answer = refused(&api, target, SOON).await?;
         let reason = format!("target {target} is not allowed by the configuration of node {name}");
         assert_eq!(answer, Refused { code: 403, reason });
@@ -39,7 +40,16 @@ async fn only_the_kubelets_port_of_the_node_itself_is_dialled_by_default() -> Re
 
     following.goes_on().await?;
     within(SOON, "ask", api.get(&cluster.target(0), "/healthz")).await?;
-    let lines = access_lines(cluster.agent(0), 4).await?;
+    drop(within(SOON, "connect", api.connect("10.0.10.99:10250")).await?);
+    let lines = access_lines(cluster.agent(0), 5).await?;
+    let dialled = lines
+        .iter()
+        .filter(|line| line.message == "connection closed")
+        .map(|line| line.text("target").map(str::to_owned));
+    assert_eq!(
+        dialled.collect::<Vec<_>>(),
+        vec![Some(cluster.target(0)), Some(format!("{name}:10250"))]
+    );
     let refusals = lines
         .iter()
         .filter(|line| line.message == "connection refused");

@@ -129,7 +129,9 @@ pub(super) struct Watch {
     body: Body,
     /// What has come of lines that are not whole yet.
     partial: BytesMut,
+    /// Beyond its end, which the server sets: when it is given up, and how long after its beginning.
     until: Instant,
+    limit: Duration,
 }
 
 impl Watch {
@@ -154,6 +156,7 @@ impl Watch {
             body: response.into_body(),
             partial: BytesMut::new(),
             until: Instant::now() + lasts + ANSWER_LIMIT,
+            limit: lasts + ANSWER_LIMIT,
         })
     }
 
@@ -165,9 +168,7 @@ impl Watch {
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Event>>, ApiError> {
         loop {
             let waiting = tokio::time::timeout_at(self.until, self.body.frame());
-            let frame = waiting
-                .await
-                .map_err(|_| ApiError::Silent(self.until.elapsed()))?;
+            let frame = waiting.await.map_err(|_| ApiError::Silent(self.limit))?;
             let Some(frame) = frame else {
                 return Ok(None);
             };
@@ -276,6 +277,7 @@ mod tests {
             body: Body::empty(),
             partial: BytesMut::new(),
             until: Instant::now(),
+            limit: Duration::from_secs(7),
         }
     }
 

@@ -47,30 +47,26 @@ pub fn run(config_file: &Path) -> io::Result<Report> {
 async fn look(config_file: &Path) -> Report {
     let (mut report, settings) = settings::read(config_file);
     let settings = Arc::new(settings);
-    let mut peers = Vec::new();
+    let (mut peers, mut parts, mut status) = (Vec::new(), Vec::new(), None);
     if settings.config.is_some() {
         let seen = tokio::join!(
             within(running::look(&settings)),
             within(master::look(&settings)),
             within(kubelet::look(&settings)),
         );
-        let (agent, status) = seen.0.unwrap_or_else(|| overdue(running::AGENT, LIMIT));
+        let (agent, of_agent) = seen.0.unwrap_or_else(|| overdue(running::AGENT, LIMIT));
         let (masters, of_masters) = seen.1.unwrap_or_else(|| overdue(master::TCP, LIMIT));
         let (kubelet, of_kubelet) = seen.2.unwrap_or_else(|| overdue(kubelet::KUBELET, LIMIT));
+        status = of_agent;
         peers.extend(of_masters);
         peers.extend(of_kubelet);
-        clock(&mut report, &settings, &peers);
-        report.extend(agent);
-        report.extend(masters);
-        report.extend(kubelet);
-        let host = Arc::clone(&settings);
-        report.extend(on_a_thread(move || steering::look(&host, &status)).await);
-    } else {
-        clock(&mut report, &settings, &peers);
-        let status = None;
-        let host = Arc::clone(&settings);
-        report.extend(on_a_thread(move || steering::look(&host, &status)).await);
+        parts = vec![agent, masters, kubelet];
     }
+    clock(&mut report, &settings, &peers);
+    for part in parts {
+        report.extend(part);
+    }
+    report.extend(on_a_thread(move || steering::look(&settings, &status)).await);
     report
 }
 

@@ -1,7 +1,8 @@
 //! The agent's command: arguments, log, exit code.
 //!
 //! Exit codes: 0 done, 1 failed while starting or running (a drain that a second signal cut short
-//! among them; of `status --ready`: not ready; of `check`: an error was found), 2 wrong arguments or configuration.
+//! among them; of `status --ready`: not ready; of `check`: an error was found), 2 wrong arguments or
+//! configuration.
 //! Everything else is in the library.
 
 use std::{path::PathBuf, process::ExitCode};

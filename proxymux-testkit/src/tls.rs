@@ -10,7 +10,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{ClientCertVerifierBuilder, WebPkiClientVerifier},
 };
 
 use crate::pki::CertFiles;
@@ -31,16 +31,7 @@ pub(crate) fn client_config(ca: &Path, identity: Option<&CertFiles>) -> Result<C
 
 /// A server that requires a client certificate signed by `client_ca`.
 pub(crate) fn server_config(identity: &CertFiles, client_ca: &Path) -> Result<ServerConfig> {
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
-            .build()
-            .with_context(|| format!("cannot verify clients by {}", client_ca.display()))?;
-    let (chain, key) = identity_of(identity)?;
-    ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .with_context(|| format!("cannot use {}", identity.cert.display()))
+    server_config_with(identity, client_ca, |clients| clients)
 }
 
 /// A server that lets in clients without a certificate too, who may have a token.
@@ -48,11 +39,23 @@ pub(crate) fn server_config_for_anybody(
     identity: &CertFiles,
     client_ca: &Path,
 ) -> Result<ServerConfig> {
+    server_config_with(
+        identity,
+        client_ca,
+        ClientCertVerifierBuilder::allow_unauthenticated,
+    )
+}
+
+fn server_config_with(
+    identity: &CertFiles,
+    client_ca: &Path,
+    clients: impl FnOnce(ClientCertVerifierBuilder) -> ClientCertVerifierBuilder,
+) -> Result<ServerConfig> {
     let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
-            .allow_unauthenticated()
-            .build()
-            .with_context(|| format!("cannot verify clients by {}", client_ca.display()))?;
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider());
+    let verifier = clients(verifier)
+        .build()
+        .with_context(|| format!("cannot verify clients by {}", client_ca.display()))?;
     let (chain, key) = identity_of(identity)?;
     ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?

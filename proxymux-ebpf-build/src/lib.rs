@@ -196,7 +196,9 @@ fn without_paths(toolchain: &Toolchain, crate_directory: &Path) -> impl Iterator
     .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())))
 }
 
-fn cargo_home() -> Option<PathBuf> {
+/// Where cargo keeps the sources of dependencies.
+#[must_use]
+pub fn cargo_home() -> Option<PathBuf> {
     let set = env::var_os("CARGO_HOME").map(PathBuf::from);
     set.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
 }

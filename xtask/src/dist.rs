@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use proxymux_ebpf_build::cargo_home;
 
 use self::image::{Image, Stamp};
 use crate::{
@@ -176,11 +177,6 @@ fn host_triple() -> Result<String> {
     let version = Command::new("rustc", ["-vV"]).output()?;
     let triple = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(triple.context("rustc -vV has no line `host:`")?.to_owned())
-}
-
-fn cargo_home() -> Option<PathBuf> {
-    let set = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
 }
 
 fn path(path: &Path) -> Result<&str> {

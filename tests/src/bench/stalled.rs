@@ -99,24 +99,20 @@ impl Standing {
     }
 }
 
-/// Memory while downloads stand still, of each stage at both moments.
-pub(super) async fn stalled_memory(stages: &[&Stage], plan: &Plan) -> Result<Vec<[Memory; 2]>> {
-    let mut standing = Vec::new();
-    for stage in stages {
-        standing.push(Standing::begin(stage, plan.memory).await?);
-    }
+/// Memory while downloads stand still, at both moments.
+///
+/// Of one case at a time: what all of them hold together is more than a machine of some 24 GiB
+/// lets its TCP sockets have (`net.ipv4.tcp_mem`), and then no window opens any more.
+pub(super) async fn stalled_memory(stage: &Stage, plan: &Plan) -> Result<[Memory; 2]> {
+    let standing = Standing::begin(stage, plan.memory).await?;
     let began = Instant::now();
-    let mut looks = Vec::new();
-    for at in plan.looks {
-        sleep_until(began + at).await;
-        let look: Result<Vec<_>> = stages.iter().map(|stage| Memory::of(stage)).collect();
-        looks.push(look?);
-    }
-    for (stage, standing) in stages.iter().zip(standing) {
-        standing.end(stage).await?;
-    }
-    let [first, later]: [Vec<_>; 2] = looks.try_into().unwrap_or_default();
-    Ok(first.into_iter().zip(later).map(|(a, b)| [a, b]).collect())
+    let [first, later] = plan.looks;
+    sleep_until(began + first).await;
+    let first = Memory::of(stage)?;
+    sleep_until(began + later).await;
+    let later = Memory::of(stage)?;
+    standing.end(stage).await?;
+    Ok([first, later])
 }
 
 /// A healthy stream in turns alone and beside stalled ones.

@@ -154,14 +154,13 @@ impl<W: Write + Send> Bench<'_, W> {
     async fn measure_stalled(&mut self) -> Result<()> {
         let streams = self.plan.memory.streams;
         self.say(&format!("{streams} stalled downloads by each path"))?;
-        let stages: Vec<_> = self
+        let stages = self
             .stages
             .iter()
             .filter(|stage| stage.daemons().is_some())
-            .filter(|stage| self.plan.is_thorough_about(&stage.case))
-            .collect();
-        let memory = stalled_memory(&stages, &self.plan).await?;
-        for (stage, [first, later]) in stages.iter().zip(memory) {
+            .filter(|stage| self.plan.is_thorough_about(&stage.case));
+        for stage in stages {
+            let [first, later] = stalled_memory(stage, &self.plan).await?;
             let mut row = memory_row(stage.case, RSS, streams, later);
             row.more.push((KERNEL_FIRST, mib(first.kernel())));
             row.more.push((KERNEL_LATER, mib(later.kernel())));

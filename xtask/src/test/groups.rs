@@ -142,6 +142,8 @@ fn with_daemons(workspace: &Workspace) -> Result<Command> {
         .with_context(|| format!("not UTF-8: {}", programs.display()))?;
     Ok(Command::cargo(NEXTEST)
         .args(["--cargo-profile", build::TESTED_PROFILE])
+        // Both test groups of .config/nextest.toml together.
+        .args(["--test-threads", "4"])
         .env("PROXYMUX_BIN_DIR", programs))
 }
 

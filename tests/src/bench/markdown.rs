@@ -110,7 +110,10 @@ impl Document<'_> {
              between them.\n\
              After each measurement the access logs and the counters of both daemons are held \
              against every byte that the client has counted: one that went by another path fails \
-             the run.\n",
+             the run.\n\
+             The nodes keep nothing of connections that have ended (`net.ipv4.tcp_max_tw_buckets` is \
+             0): elsewhere the kernel remembers them for a minute, and steering leaves a new \
+             connection from the same address and port to the kubelet, some of a thousand here.\n",
             &["case", "what it is"],
             lines,
         )

@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Less of everything, done within two minutes once it is built
     #[arg(long)]
     quick: bool,
-    /// As the full run with fewer rounds and no fleet
+    /// As the full run with half as much in a round and no fleet
     #[arg(long, conflicts_with = "quick")]
     short: bool,
     /// Measure only the rounds of this case; may be given more than once

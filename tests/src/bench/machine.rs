@@ -15,6 +15,8 @@ pub(super) struct Machine {
     cores: usize,
     kernel: String,
     memory_mib: u64,
+    /// Of the namespaces that are made here; one that paces costs timers.
+    congestion_control: String,
     load_average: [f64; 3],
 }
 
@@ -32,6 +34,9 @@ impl Machine {
                 .get(),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             memory_mib: kib(&meminfo, "MemTotal").context("no MemTotal in /proc/meminfo")? / 1024,
+            congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control")?
+                .trim()
+                .to_owned(),
             load_average: loads(&loadavg)
                 .with_context(|| format!("/proc/loadavg has another form: {loadavg}"))?,
         })
@@ -43,6 +48,7 @@ impl Machine {
             "cores": self.cores,
             "kernel": self.kernel,
             "memory_mib": self.memory_mib,
+            "congestion_control": self.congestion_control,
             "load_average_before": self.load_average,
         })
     }
@@ -51,8 +57,8 @@ impl Machine {
     pub(super) fn line(&self) -> String {
         let [one, five, fifteen] = self.load_average;
         format!(
-            "{}, {} cores, {} MiB, Linux {}, load average before {one} {five} {fifteen}",
-            self.cpu, self.cores, self.memory_mib, self.kernel
+            "{}, {} cores, {} MiB, Linux {}, TCP {}, load average before {one} {five} {fifteen}",
+            self.cpu, self.cores, self.memory_mib, self.kernel, self.congestion_control
         )
     }
 }

@@ -93,12 +93,12 @@ impl Plan {
         }
     }
 
-    /// As the full one, with less of everything and no fleet: for quoting if time is short.
+    /// As the full one, with as many rounds of half the size, and no fleet: for quoting if time is
+    /// short.
     #[must_use]
     pub fn short() -> Self {
         Self {
             name: SHORT,
-            rounds: 3,
             transfer_bytes: 1 << 30,
             requests: 3_000,
             opens: 500,

@@ -18,7 +18,7 @@ struct Args {
     /// Less of everything, done within two minutes
     #[arg(long)]
     quick: bool,
-    /// As the full run with fewer rounds and no fleet
+    /// As the full run with half as much in a round and no fleet
     #[arg(long, conflicts_with = "quick")]
     short: bool,
     /// So little of everything that the figures are worth nothing: for testing the bench

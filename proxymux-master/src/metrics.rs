@@ -20,7 +20,7 @@ use proxymux_transport::{
     telemetry::Path,
 };
 
-use crate::{flows, front_door::Status, kubernetes::ObjectMetrics};
+use crate::{flows, front_door::Status, kubernetes::ObjectMetrics, opening};
 
 /// All metrics of one run of the master.
 pub(crate) struct Metrics {
@@ -34,6 +34,7 @@ pub(crate) struct Metrics {
     pub(crate) arrivals_failed: Counters,
     pub(crate) streams: StreamMetrics,
     pub(crate) doors: Arc<DoorMetrics>,
+    pub(crate) turns: TurnMetrics,
     pub(crate) flows: Arc<FlowMetrics>,
     /// What is known by the API server.
     pub(crate) objects: ObjectMetrics,
@@ -52,6 +53,15 @@ pub(crate) struct DoorMetrics {
     pub(crate) cancelled: Counter,
     /// From the connection to the answer 200.
     pub(crate) opened_after: Histogram,
+}
+
+/// What is counted about requests that wait because their node has too many dials pending.
+#[derive(Clone, Debug)]
+pub(crate) struct TurnMetrics {
+    /// Those that wait now.
+    pub(crate) waiting: Gauge,
+    /// Those that waited, by what came of it.
+    pub(crate) waited: Counters,
 }
 
 /// What is counted about flows.
@@ -104,6 +114,7 @@ impl Metrics {
         );
         let streams = StreamMetrics::register(r, PATHS);
         let doors = Arc::new(DoorMetrics::register(r));
+        let turns = TurnMetrics::register(r);
         let flows = Arc::new(FlowMetrics::register(r));
         pipes.register(r);
         let objects = ObjectMetrics::register(r);
@@ -116,6 +127,7 @@ impl Metrics {
             arrivals_failed,
             streams,
             doors,
+            turns,
             flows,
             objects,
             expiry,
@@ -175,6 +187,27 @@ impl DoorMetrics {
                 r,
                 "open_duration",
                 "From a client's connection to its answer 200, the dial on the node included",
+            ),
+        }
+    }
+}
+
+impl TurnMetrics {
+    fn register(r: &mut Registry) -> Self {
+        Self {
+            waiting: gauge(
+                r,
+                "dials_waiting",
+                "Requests that wait because their node has max-pending-dials-per-node pending",
+            ),
+            waited: counters(
+                r,
+                (
+                    "dials_waited",
+                    "Requests that waited for such a turn, by what came of it",
+                ),
+                "result",
+                opening::WAITED,
             ),
         }
     }
@@ -284,6 +317,8 @@ mod tests {
             "proxymux_master_registrations_refused_total{reason=\"superseded\"} 0",
             "proxymux_master_arrivals_failed_total{reason=\"tls\"} 0",
             "proxymux_master_open_duration_seconds_count 0",
+            "proxymux_master_dials_waiting 0",
+            "proxymux_master_dials_waited_total{result=\"late\"} 0",
             "proxymux_master_flows_idle 0",
             "proxymux_master_streams_open{path=\"direct\"} 0",
             "proxymux_master_flow_opens_total{path=\"reverse\",result=\"given-up\"} 0",

@@ -1,12 +1,13 @@
 //! Opening a stream to a target through a node's session.
 //!
-//! Owns the exchange of request and answers, its limit, and the words for the user when it
-//! fails. Which session to ask, and whether to ask another, is `gateway.rs`.
+//! Owns the wait for a turn where many open at once, the exchange of request and answers, its
+//! limit, and the words for the user when it fails. Which session to ask, and whether to ask another, is `gateway.rs`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proxymux_proto::{AbortCode, Measure, OpenAnswer, OpenRequest, RefuseCode, TargetAddr};
 use proxymux_transport::{
+    metrics::GaugeGuard,
     mux::OpenError,
     stream::{MessageStream, RelayStream, StreamError},
 };
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     front_door::{Refusal, Status},
+    metrics::TurnMetrics,
     registry::SessionHandle,
 };
 
@@ -38,14 +40,35 @@ pub(crate) async fn open(
     target: &TargetAddr,
     measure: Option<Measure>,
     deadline: Instant,
+    turns: &TurnMetrics,
 ) -> Result<RelayStream, OpenFailure> {
     // A session ends soon if its agent does not take as much as its registration.
     session.registered.cancelled().await;
-    let stream = session
-        .mux
-        .open()
-        .await
-        .map_err(|error| failed_to_open(session, error))?;
+    let (opened, waited) = match session.mux.open().await {
+        Err(OpenError::TooManyPending(_)) => {
+            let began = Instant::now();
+            // Boxed, so that the many who need not wait have no room for it.
+            let opened = Box::pin(wait_for_turn(session, deadline, turns)).await;
+            (opened, Some(began.elapsed()))
+        }
+        opened => (opened, None),
+    };
+    let answer = ask(session, opened, target, measure, deadline).await;
+    match waited {
+        Some(waited) => answer.map_err(|failure| after_waiting(failure, waited)),
+        None => answer,
+    }
+}
+
+/// Asks the agent, if there is a stream for that.
+async fn ask(
+    session: &Arc<SessionHandle>,
+    opened: Result<MessageStream, OpenError>,
+    target: &TargetAddr,
+    measure: Option<Measure>,
+    deadline: Instant,
+) -> Result<RelayStream, OpenFailure> {
+    let stream = opened.map_err(|error| failed_to_open(session, error))?;
     let mut opening = Opening {
         stream: Some(stream),
         dialing: false,
@@ -77,6 +100,75 @@ pub(crate) async fn open(
         )),
     }
 }
+
+async fn wait_for_turn(
+    session: &SessionHandle,
+    deadline: Instant,
+    turns: &TurnMetrics,
+) -> Result<MessageStream, OpenError> {
+    let mut waiting = Waiting {
+        turns,
+        _now: GaugeGuard::new(&turns.waiting),
+        ended: Waited::Left,
+    };
+    let opened = session.mux.open_in_turn(deadline).await;
+    waiting.ended = match &opened {
+        Ok(_) => Waited::Opened,
+        Err(OpenError::TooManyPending(_)) => Waited::Late,
+        Err(OpenError::SessionGone) => Waited::SessionGone,
+        Err(OpenError::TooManyStreams(_) | OpenError::NoMemory(_)) => Waited::Refused,
+    };
+    opened
+}
+
+/// Somebody who waits for a turn; counted when that is over, in whichever way.
+struct Waiting<'a> {
+    turns: &'a TurnMetrics,
+    _now: GaugeGuard,
+    ended: Waited,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.turns.waited.get(self.ended.as_str()).inc();
+    }
+}
+
+/// What came of waiting for a turn.
+#[derive(Clone, Copy, Debug)]
+enum Waited {
+    /// A stream.
+    Opened,
+    /// The turn did not come in time.
+    Late,
+    /// The session ended, or took nothing new any more.
+    SessionGone,
+    /// Another limit was in the way.
+    Refused,
+    /// The client went away, or another path was faster.
+    Left,
+}
+
+impl Waited {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Late => "late",
+            Self::SessionGone => "session-gone",
+            Self::Refused => "refused",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// What can come of waiting for a turn, for the metric's label.
+pub(crate) const WAITED: &[&str] = &[
+    Waited::Opened.as_str(),
+    Waited::Late.as_str(),
+    Waited::SessionGone.as_str(),
+    Waited::Refused.as_str(),
+    Waited::Left.as_str(),
+];
 
 /// A stream that is being opened. Dropping it tells the agent to stop.
 struct Opening {
@@ -153,6 +245,17 @@ fn failed_to_open(session: &SessionHandle, error: OpenError) -> OpenFailure {
                 format!("node {}: {error}", session.node),
             )
         }
+    }
+}
+
+/// What the budget was used up for is part of the cause.
+fn after_waiting(failure: OpenFailure, waited: Duration) -> OpenFailure {
+    match failure {
+        OpenFailure::Refused(Refusal {
+            status: status @ (Status::Unavailable | Status::GatewayTimeout),
+            reason,
+        }) => refused(status, format!("{reason}; waited {waited:.1?} for a turn")),
+        other => other,
     }
 }
 

@@ -141,9 +141,11 @@ impl SessionHandle {
         self.instance == newer.instance || self.leaving.load(Ordering::Acquire)
     }
 
-    /// Nothing new is opened any more, by whichever path.
+    /// Nothing new is opened any more, by whichever path; who waits for a turn looks for another
+    /// session at once.
     fn close_to_new(&self) {
         self.open.store(false, Ordering::Release);
+        self.mux.take_nothing_new();
         if let Some(flows) = &self.flows {
             flows.close();
         }

@@ -347,8 +347,8 @@ fn no_socket() -> SessionSocket {
     SessionSocket::new(&near).unwrap()
 }
 
-const LIMITS: MuxLimits = MuxLimits {
+pub(crate) const LIMITS: MuxLimits = MuxLimits {
     max_streams: 64,
-    max_pending: 64,
+    max_pending: 16,
     worn_out_at: u32::MAX,
 };

@@ -19,7 +19,8 @@ use futures_util::{Stream, stream::SelectAll};
 use proxymux_proto::AbortCode;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, TryAcquireError, mpsc, oneshot},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -51,7 +52,7 @@ pub enum Role {
 pub struct MuxLimits {
     /// Streams besides the control stream.
     pub max_streams: usize,
-    /// Streams that were opened and not yet answered.
+    /// Streams that were opened and not yet answered. More wait for their turn, or are refused.
     ///
     /// The crate opens no stream while 256 are not acknowledged, so more than 255 count as 255.
     pub max_pending: usize,
@@ -182,17 +183,53 @@ impl Mux {
     ///
     /// At once when a limit is reached, or when the session is over.
     pub async fn open(&self) -> Result<MessageStream, OpenError> {
-        let gone = OpenError::SessionGone;
-        if self.shared.is_closing() || self.shared.is_over() {
-            return Err(gone);
-        }
-        let limits = self.shared.limits();
+        let slot = self.take_slot()?;
+        let pending = Arc::clone(&self.shared.pending).try_acquire_owned();
+        let pending = pending.map_err(|error| match error {
+            TryAcquireError::Closed => OpenError::SessionGone,
+            TryAcquireError::NoPermits => {
+                OpenError::TooManyPending(self.shared.limits().max_pending)
+            }
+        })?;
+        self.open_with(slot, pending).await
+    }
+
+    /// Opens a stream like [`Mux::open`], and waits while too many are pending: first come, first
+    /// served. Who waits counts as a stream, so that no more can wait than there may be streams.
+    ///
+    /// Cancel-safe: the place among those who wait is given up.
+    ///
+    /// # Errors
+    ///
+    /// When the turn has not come by the deadline; at once when another limit is reached, or when
+    /// the session is over or takes nothing new.
+    pub async fn open_in_turn(&self, deadline: Instant) -> Result<MessageStream, OpenError> {
+        let slot = self.take_slot()?;
+        let turn = Arc::clone(&self.shared.pending).acquire_owned();
+        let pending = timeout_at(deadline, turn)
+            .await
+            .map_err(|_| OpenError::TooManyPending(self.shared.limits().max_pending))?
+            .map_err(|_| OpenError::SessionGone)?;
+        // Those who came before may have filled what was free.
         self.check_memory().map_err(OpenError::NoMemory)?;
-        let slot =
-            Slot::for_opening(&self.shared).ok_or(OpenError::TooManyStreams(limits.max_streams))?;
-        let pending = Arc::clone(&self.shared.pending)
-            .try_acquire_owned()
-            .map_err(|_| OpenError::TooManyPending(limits.max_pending))?;
+        self.open_with(slot, pending).await
+    }
+
+    fn take_slot(&self) -> Result<Slot, OpenError> {
+        if self.shared.is_closing() || self.shared.is_over() {
+            return Err(OpenError::SessionGone);
+        }
+        self.check_memory().map_err(OpenError::NoMemory)?;
+        let max = self.shared.limits().max_streams;
+        Slot::for_opening(&self.shared).ok_or(OpenError::TooManyStreams(max))
+    }
+
+    async fn open_with(
+        &self,
+        slot: Slot,
+        pending: OwnedSemaphorePermit,
+    ) -> Result<MessageStream, OpenError> {
+        let gone = OpenError::SessionGone;
         let (reply, answer) = oneshot::channel();
         let command = OpenCommand {
             slot,
@@ -212,6 +249,13 @@ impl Mux {
     pub fn check_memory(&self) -> Result<(), MemoryFull> {
         let table = &self.shared.table;
         table.memory().check_room(table)
+    }
+
+    /// Opens nothing more; who waits for a turn is told at once that the session is gone.
+    ///
+    /// Streams that are open, or that have had their turn, go on.
+    pub fn take_nothing_new(&self) {
+        self.shared.pending.close();
     }
 
     /// Ends the session in an orderly way, and with it all its streams.

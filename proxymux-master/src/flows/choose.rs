@@ -170,7 +170,8 @@ impl Opening<'_> {
 
     async fn stream(&self, why: Option<Why>) -> Result<Opened, OpenFailure> {
         let (target, measure) = (self.target, self.measure);
-        let stream = streams::open(self.session, target, measure, self.deadline).await?;
+        let turns = &self.master.metrics.turns;
+        let stream = streams::open(self.session, target, measure, self.deadline, turns).await?;
         Ok(Opened::Stream { stream, why })
     }
 

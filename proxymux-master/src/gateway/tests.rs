@@ -7,7 +7,7 @@ use tokio::{task::JoinHandle, time::advance};
 use super::*;
 use crate::{
     front_door::Gateway as _,
-    testing::{NODE, TestSession, master, session, target},
+    testing::{LIMITS, NODE, TestSession, master, session, target},
 };
 
 const TARGET: &str = "10.0.10.10:10250";
@@ -33,6 +33,23 @@ async fn refusal(asked: JoinHandle<Answered>) -> (Status, String, Duration) {
     let (answer, after) = asked.await.unwrap();
     let refusal = answer.unwrap_err();
     (refusal.status, refusal.reason, after)
+}
+
+/// Asks so often at one moment, and waits until all that can have been opened are.
+async fn ask_often(master: &Arc<Master>, times: usize) -> Vec<JoinHandle<Answered>> {
+    let asked = (0..times).map(|_| ask(master, TARGET)).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    asked
+}
+
+/// How many requests wait for their turn.
+fn waiting(master: &Master) -> i64 {
+    master.metrics.turns.waiting.get()
+}
+
+/// How many have waited, of which this came.
+fn waited(master: &Master, result: &'static str) -> u64 {
+    master.metrics.turns.waited.get(result).get()
 }
 
 /// A session that is let in and answers every request in this way.
@@ -228,4 +245,137 @@ async fn a_stream_keeps_its_session_in_use_until_it_is_dropped() {
     assert_eq!(session.handle.relays.len(), 1);
     drop(answer);
     assert_eq!(session.handle.relays.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_the_limit_of_pending_dials_wait_until_the_others_are_answered() {
+    let master = master("");
+    let mut busy = session(NODE, 1);
+    busy.admit(&master.registry).unwrap();
+    let asked = ask_often(&master, LIMITS.max_pending + 5).await;
+    assert_eq!(waiting(&master), 5);
+
+    busy.answer(OpenAnswer::Opened);
+
+    for asked in asked {
+        let (answer, after) = asked.await.unwrap();
+        assert!(matches!(answer, Ok(Tunnel::Stream(_))), "{answer:?}");
+        assert_eq!(after.as_secs(), 1);
+    }
+    assert_eq!((waiting(&master), waited(&master, "opened")), (0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_does_not_come_within_the_budget_is_503_and_says_why() {
+    let master = master("");
+    let _silent = serving(&master, 1, OpenAnswer::Dialing);
+    let asked = ask_often(&master, LIMITS.max_pending + 5).await;
+
+    let mut late = 0;
+    for asked in asked {
+        let (status, reason, after) = refusal(asked).await;
+        assert_eq!(after, BUDGET, "{reason}");
+        if status == Status::Unavailable {
+            assert_eq!(
+                reason,
+                "node 10.0.10.10: session has 16 dials pending, its limit; waited 8.0s for a turn"
+            );
+            late += 1;
+        } else {
+            assert_eq!(status, Status::GatewayTimeout, "{reason}");
+        }
+    }
+
+    assert_eq!((late, waited(&master, "late")), (5, 5));
+    assert_eq!(waiting(&master), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_while_it_waits_for_a_turn_gives_up_its_place() {
+    let master = master("");
+    let mut busy = session(NODE, 1);
+    busy.admit(&master.registry).unwrap();
+    let mut asked = ask_often(&master, LIMITS.max_pending + 2).await;
+
+    let last = asked.pop().unwrap();
+    last.abort();
+    assert!(last.await.unwrap_err().is_cancelled());
+
+    assert_eq!((waiting(&master), waited(&master, "left")), (1, 1));
+    assert_eq!(busy.handle.relays.len(), LIMITS.max_pending + 1);
+    busy.answer(OpenAnswer::Opened);
+    for asked in asked {
+        assert!(asked.await.unwrap().0.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_turn_goes_to_the_session_that_takes_the_place() {
+    let master = master("");
+    let silent = session(NODE, 1);
+    silent.admit(&master.registry).unwrap();
+    let asked = ask_often(&master, LIMITS.max_pending + 5).await;
+
+    let _next = serving(&master, 2, OpenAnswer::Opened);
+
+    // Those that the first session was asked for are its affair.
+    let (mut served, mut unanswered) = (0, 0);
+    for asked in asked {
+        match asked.await.unwrap() {
+            (Ok(Tunnel::Stream(tunnel)), after) => {
+                assert_eq!(tunnel.session.instance, crate::testing::run_id(2));
+                assert_eq!(after.as_secs(), 1);
+                served += 1;
+            }
+            (answer, after) => {
+                assert_eq!(answer.unwrap_err().status, Status::GatewayTimeout);
+                assert_eq!(after, BUDGET);
+                unanswered += 1;
+            }
+        }
+    }
+    assert_eq!((served, unanswered), (5, LIMITS.max_pending));
+    assert_eq!(waited(&master, "session-gone"), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_turn_of_a_session_that_breaks_is_served_by_the_next_like_the_others() {
+    let master = master("");
+    let mut broken = session(NODE, 1);
+    broken.admit(&master.registry).unwrap();
+    let asked = ask_often(&master, LIMITS.max_pending + 5).await;
+
+    broken.break_off().await;
+    master.registry.leave(&broken.handle);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((waiting(&master), waited(&master, "session-gone")), (0, 5));
+    let _next = serving(&master, 1, OpenAnswer::Opened);
+
+    for asked in asked {
+        let (answer, after) = asked.await.unwrap();
+        assert!(answer.is_ok(), "{answer:?}");
+        assert_eq!(after.as_secs(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_waits_for_one_node_leaves_the_others_alone() {
+    let master = master("");
+    let silent = session(NODE, 1);
+    silent.admit(&master.registry).unwrap();
+    let mut other = session("10.0.10.11", 2);
+    other.answer(OpenAnswer::Opened);
+    other.admit(&master.registry).unwrap();
+    let crowd = ask_often(&master, LIMITS.max_pending + 40).await;
+    assert_eq!(waiting(&master), 40);
+
+    for _ in 0..40 {
+        let (answer, after) = ask(&master, "10.0.10.11:10250").await.unwrap();
+        assert!(answer.is_ok(), "{answer:?}");
+        assert_eq!(after, Duration::ZERO);
+    }
+
+    for asked in crowd {
+        asked.abort();
+    }
 }

@@ -261,6 +261,8 @@ pub(super) struct MuxShared {
     live: AtomicUsize,
     /// Slots dropped whose stream the crate may still have.
     released: AtomicUsize,
+    /// A permit for each stream that may be pending; who waits for one is served in order. Closed
+    /// when nothing new is opened.
     pub(super) pending: Arc<Semaphore>,
     pub(super) bytes_received: Arc<AtomicU64>,
     /// Streams on their way to the driver; `None` when it is over.
@@ -333,6 +335,7 @@ impl MuxShared {
 
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
+        self.pending.close();
         self.driver.wake();
     }
 
@@ -347,6 +350,7 @@ impl MuxShared {
     /// For the driver, when it ends.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::Release);
+        self.pending.close();
         self.table.close();
         let retired = self.retired().take();
         // Outside of the lock: dropping streams takes others.

@@ -13,6 +13,7 @@ use crate::stream::StreamError;
 mod hostile;
 mod limits;
 mod saturation;
+mod turns;
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_either_end_works_and_leaves_nothing() {

@@ -80,7 +80,7 @@ fn a_node_that_hangs_is_504_in_time_and_the_others_are_served() -> Result<()> {
 }
 
 #[test]
-fn requests_beyond_the_limit_of_pending_dials_are_503_at_once() -> Result<()> {
+fn requests_beyond_the_limit_of_pending_dials_wait_no_longer_than_the_budget() -> Result<()> {
     let lines = "connect-budget: 2s\nmax-pending-dials-per-node: 10";
     let mut cluster = start_with_both_doors(Cluster::builder().master_lines(lines))?;
     let target = cluster.target(0);
@@ -92,21 +92,21 @@ fn requests_beyond_the_limit_of_pending_dials_are_503_at_once() -> Result<()> {
         for number in 0..30 {
             requests.spawn(timed_connect(apis[number % 2].clone(), target.clone()));
         }
-        let (mut codes, mut fast) = (Vec::new(), Latencies::default());
+        let mut codes = Vec::new();
         while let Some(answered) = requests.join_next().await {
             let (took, answer) = answered??;
             let error = answer.err().context("connected through a stopped agent")?;
             if error.code() == Some(503) {
-                let said = "503 node 10.0.10.10: session has 10 dials pending, its limit";
-                ensure!(error.to_string().ends_with(said), "{error}");
-                fast.add(took);
+                let said = "503 node 10.0.10.10: session has 10 dials pending, its limit; waited ";
+                ensure!(error.to_string().contains(said), "{error}");
             }
+            ensure!(took > BUDGET / 2, "{took:?} is before its time");
+            ensure!(
+                took < BUDGET + SLACK,
+                "{took:?} with a budget of {BUDGET:?}"
+            );
             codes.push(error.code().with_context(|| error.to_string())?);
         }
-        ensure!(
-            fast.percentile(50) < BUDGET / 2,
-            "{fast} for what can be said at once"
-        );
         anyhow::Ok(codes)
     })?;
 

@@ -3,17 +3,17 @@
 //! Owns [`NodeStore`], which is etcd and outlives the server, and [`NodeApi`], the server: TLS, a
 //! client certificate or a token, pages, `resourceVersion`, bookmarks, `410 Gone` before and within
 //! a watch. It runs on the runtime that [`NodeApi::start`] is awaited on, until it is dropped.
-//! Limits: HTTP/1.1, JSON, no selectors, and no other resource. Objects have padding, as real ones
-//! have much that nobody asks for.
+//! Limits: HTTP/1.1, JSON, no selectors, and no other resource. Watches end when a test says so.
 
 mod answer;
+mod object;
 mod store;
 
 use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -43,7 +43,7 @@ pub struct NodeApiConfig {
     pub client_ca: PathBuf,
     /// The common name of the one who may read nodes.
     pub user: String,
-    /// A token that stands for the same user.
+    /// A token that stands for the same user, until [`NodeApi::set_token`] says another.
     pub token: Option<String>,
     /// How many objects a page has at most, whatever is asked for.
     pub page: usize,
@@ -76,6 +76,7 @@ pub struct NodeApi {
 struct Shared {
     config: NodeApiConfig,
     store: NodeStore,
+    token: Mutex<Option<String>>,
     counters: Counters,
 }
 
@@ -101,6 +102,7 @@ impl NodeApi {
             .with_context(|| format!("cannot listen at {}", config.listen))?;
         let local_addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            token: Mutex::new(config.token.clone()),
             config,
             store,
             counters: Counters::default(),
@@ -126,6 +128,12 @@ impl NodeApi {
         self.local_addr
     }
 
+    /// Another token stands for the user from now on, and the one before for nobody. A watch that
+    /// runs goes on.
+    pub fn set_token(&self, token: &str) {
+        *self.shared.lock_token() = Some(token.to_owned());
+    }
+
     /// What it was asked so far.
     pub fn stats(&self) -> NodeApiStats {
         let counters = &self.shared.counters;
@@ -137,6 +145,16 @@ impl NodeApi {
             gone: read(&counters.gone),
             refused: read(&counters.refused),
         }
+    }
+}
+
+impl Shared {
+    fn token(&self) -> Option<String> {
+        self.lock_token().clone()
+    }
+
+    fn lock_token(&self) -> MutexGuard<'_, Option<String>> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn answer(
     tasks: &Tasks,
 ) -> Answer {
     let config = &shared.config;
-    let bearer = config.token.as_ref().map(|token| format!("Bearer {token}"));
+    let bearer = shared.token().map(|token| format!("Bearer {token}"));
     let shown = request.headers().get(AUTHORIZATION);
     let has_token = bearer.is_some_and(|bearer| shown.is_some_and(|shown| *shown == *bearer));
     let user = if has_token { Some(&*config.user) } else { user };
@@ -92,15 +92,14 @@ fn list(query: &Query<'_>, shared: &Shared) -> Answer {
     let asked = query.get("limit").and_then(|limit| limit.parse().ok());
     let size = shared.config.page.min(asked.unwrap_or(usize::MAX));
     let (version, items, next) = shared.store.page(after, size);
-    whole(
-        StatusCode::OK,
-        &json!({
-            "kind": "NodeList",
-            "apiVersion": "v1",
-            "metadata": { "resourceVersion": version.to_string(), "continue": next.unwrap_or_default() },
-            "items": items,
-        }),
-    )
+    let metadata = json!({
+        "resourceVersion": version.to_string(), "continue": next.unwrap_or_default(),
+    });
+    let list = format!(
+        "{{\"kind\":\"NodeList\",\"apiVersion\":\"v1\",\"metadata\":{metadata},\"items\":[{}]}}",
+        items.join(",")
+    );
+    whole(StatusCode::OK, list)
 }
 
 fn watch(query: &Query<'_>, shared: &Arc<Shared>, tasks: &Tasks) -> Answer {
@@ -115,7 +114,8 @@ fn watch(query: &Query<'_>, shared: &Arc<Shared>, tasks: &Tasks) -> Answer {
     shared.counters.watches.fetch_add(1, Ordering::Relaxed);
     let wants_bookmarks = query.get("allowWatchBookmarks") == Some("true");
     let (events, receiver) = mpsc::channel(EVENTS);
-    tasks.spawn(send_events(store, version, wants_bookmarks, events));
+    let ends = (store.expired(), store.ended());
+    tasks.spawn(send_events(store, version, ends, wants_bookmarks, events));
     Response::builder()
         .header(CONTENT_TYPE, "application/json")
         .body(AnswerBody::Events(receiver))
@@ -124,27 +124,29 @@ fn watch(query: &Query<'_>, shared: &Arc<Shared>, tasks: &Tasks) -> Answer {
 async fn send_events(
     store: NodeStore,
     mut version: u64,
+    (expired, ended): (u64, u64),
     wants_bookmarks: bool,
     events: mpsc::Sender<Bytes>,
 ) {
     let mut changes = store.changes();
-    let expired = store.expired();
     loop {
         changes.mark_unchanged();
+        if store.ended() != ended {
+            return;
+        }
         let news = match store.since(version) {
             Since::Events(news) if store.expired() == expired => news,
             Since::Events(_) | Since::Gone => {
                 let object = status_object(StatusCode::GONE, "too old resource version", "Expired");
                 let event = json!({ "type": "ERROR", "object": object });
-                let _ = events.send(line(&event)).await;
+                let _ = events.send(line(&event.to_string())).await;
                 return;
             }
         };
-        for (at, event) in news {
-            version = at;
-            let is_bookmark = event.get("type").is_some_and(|kind| kind == "BOOKMARK");
-            let is_wanted = wants_bookmarks || !is_bookmark;
-            if is_wanted && events.send(line(&event)).await.is_err() {
+        for event in news {
+            version = event.version;
+            let is_wanted = wants_bookmarks || !event.is_bookmark;
+            if is_wanted && events.send(line(&event.text)).await.is_err() {
                 return;
             }
         }
@@ -155,12 +157,12 @@ async fn send_events(
     }
 }
 
-fn line(event: &Value) -> Bytes {
+fn line(event: &str) -> Bytes {
     format!("{event}\n").into()
 }
 
 fn status(code: StatusCode, message: &str, reason: &str) -> Answer {
-    whole(code, &status_object(code, message, reason))
+    whole(code, status_object(code, message, reason).to_string())
 }
 
 fn status_object(code: StatusCode, message: &str, reason: &str) -> Value {
@@ -170,11 +172,11 @@ fn status_object(code: StatusCode, message: &str, reason: &str) -> Value {
     })
 }
 
-fn whole(code: StatusCode, content: &Value) -> Answer {
+fn whole(code: StatusCode, content: String) -> Answer {
     Response::builder()
         .status(code)
         .header(CONTENT_TYPE, "application/json")
-        .body(AnswerBody::Whole(Some(content.to_string().into())))
+        .body(AnswerBody::Whole(Some(content.into())))
 }
 
 /// The parameters of a request; what stands in them here needs no escapes.

@@ -1,12 +1,17 @@
 //! The Node objects themselves and their history, which outlive the server that shows them.
+//!
+//! What is kept is what tests say about a node; `object` makes the whole object of it when one is
+//! asked for, so that thousands of them can be served by a test that is small itself.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
+
+use super::object::object;
 
 /// What a test wants a Node object to have.
 #[derive(Clone, Debug, Default)]
@@ -53,18 +58,37 @@ struct State {
     version: u64,
     /// Changes up to here are forgotten.
     oldest: u64,
-    nodes: BTreeMap<String, Value>,
-    history: Vec<(u64, Value)>,
+    /// Each with the version in which it was written last.
+    nodes: BTreeMap<String, (NodeFields, u64)>,
+    history: Vec<(u64, Change)>,
     /// Grows when running watches are to be told that they are too old.
     expired: u64,
+    /// Grows when running watches are to end.
+    ended: u64,
     is_forbidden: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Added(String, NodeFields),
+    Modified(String, NodeFields),
+    Deleted(String, NodeFields),
+    Bookmark,
 }
 
 /// What a watch is to be sent.
 #[derive(Debug)]
 pub(super) enum Since {
-    Events(Vec<(u64, Value)>),
+    Events(Vec<Event>),
     Gone,
+}
+
+/// One line of a watch.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) version: u64,
+    pub(super) is_bookmark: bool,
+    pub(super) text: String,
 }
 
 impl Default for NodeStore {
@@ -85,30 +109,26 @@ impl NodeStore {
     pub fn set(&self, name: &str, fields: &NodeFields) {
         self.change(|state| {
             state.version += 1;
-            let object = object(name, fields, state.version);
-            let before = state.nodes.insert(name.to_owned(), object.clone());
-            let kind = if before.is_some() {
-                "MODIFIED"
-            } else {
-                "ADDED"
+            let now = (fields.clone(), state.version);
+            let before = state.nodes.insert(name.to_owned(), now);
+            let (name, fields) = (name.to_owned(), fields.clone());
+            let change = match before {
+                Some(_) => Change::Modified(name, fields),
+                None => Change::Added(name, fields),
             };
-            let event = json!({ "type": kind, "object": object });
-            state.history.push((state.version, event));
+            state.history.push((state.version, change));
         });
     }
 
     /// Deletes one.
     pub fn delete(&self, name: &str) {
         self.change(|state| {
-            let Some(mut object) = state.nodes.remove(name) else {
+            let Some((fields, _)) = state.nodes.remove(name) else {
                 return;
             };
             state.version += 1;
-            if let Some(version) = object.pointer_mut("/metadata/resourceVersion") {
-                *version = json!(state.version.to_string());
-            }
-            let event = json!({ "type": "DELETED", "object": object });
-            state.history.push((state.version, event));
+            let change = Change::Deleted(name.to_owned(), fields);
+            state.history.push((state.version, change));
         });
     }
 
@@ -116,12 +136,7 @@ impl NodeStore {
     pub fn bookmark(&self) {
         self.change(|state| {
             state.version += 10;
-            let event = json!({ "type": "BOOKMARK", "object": {
-                "kind": "Node", "apiVersion": "v1",
-                "metadata": { "resourceVersion": state.version.to_string(),
-                              "creationTimestamp": null },
-                "spec": {}, "status": {} } });
-            state.history.push((state.version, event));
+            state.history.push((state.version, Change::Bookmark));
         });
     }
 
@@ -139,6 +154,11 @@ impl NodeStore {
         self.change(|state| state.expired += 1);
     }
 
+    /// Ends all running watches, as the API server does with each after some minutes.
+    pub fn end_watches(&self) {
+        self.change(|state| state.ended += 1);
+    }
+
     /// Whether the user may not read nodes, as without a role.
     pub fn forbid(&self, is_forbidden: bool) {
         self.change(|state| state.is_forbidden = is_forbidden);
@@ -152,6 +172,10 @@ impl NodeStore {
         self.lock().expired
     }
 
+    pub(super) fn ended(&self) -> u64 {
+        self.lock().ended
+    }
+
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.0.changed.subscribe()
     }
@@ -162,7 +186,7 @@ impl NodeStore {
         &self,
         after: Option<&str>,
         size: usize,
-    ) -> (u64, Vec<Value>, Option<String>) {
+    ) -> (u64, Vec<String>, Option<String>) {
         let state = self.lock();
         let from = state
             .nodes
@@ -175,7 +199,9 @@ impl NodeStore {
             .last()
             .filter(|_| has_more)
             .map(|(name, _)| (*name).clone());
-        let objects = page.into_iter().map(|(_, object)| object.clone());
+        let objects = page
+            .into_iter()
+            .map(|(name, (fields, version))| object(name, fields, *version));
         (state.version, objects.collect(), next)
     }
 
@@ -186,7 +212,7 @@ impl NodeStore {
             return Since::Gone;
         }
         let events = state.history.iter().filter(|(at, _)| *at > version);
-        Since::Events(events.cloned().collect())
+        Since::Events(events.map(|(at, change)| change.event(*at)).collect())
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -199,30 +225,26 @@ impl NodeStore {
     }
 }
 
-fn object(name: &str, fields: &NodeFields, version: u64) -> Value {
-    let addresses = fields
-        .addresses
-        .iter()
-        .map(|(kind, address)| json!({ "type": kind, "address": address }));
-    let padding: Vec<_> = (0..20)
-        .map(|i| json!({ "names": [format!("registry.example/image-{i}@sha256:{i:064}")] }))
-        .collect();
-    json!({
-        "kind": "Node",
-        "apiVersion": "v1",
-        "metadata": {
-            "name": name,
-            "uid": format!("uid-of-{name}"),
-            "resourceVersion": version.to_string(),
-            "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux" },
-        },
-        "spec": { "podCIDR": fields.pod_cidrs.first(), "podCIDRs": fields.pod_cidrs },
-        "status": {
-            "addresses": addresses.collect::<Vec<_>>(),
-            "daemonEndpoints": {
-                "kubeletEndpoint": { "Port": fields.kubelet_port.unwrap_or(10250) },
-            },
-            "images": padding,
-        },
-    })
+impl Change {
+    fn event(&self, version: u64) -> Event {
+        let (kind, object) = match self {
+            Self::Added(name, fields) => ("ADDED", object(name, fields, version)),
+            Self::Modified(name, fields) => ("MODIFIED", object(name, fields, version)),
+            Self::Deleted(name, fields) => ("DELETED", object(name, fields, version)),
+            Self::Bookmark => {
+                let object = json!({
+                    "kind": "Node", "apiVersion": "v1",
+                    "metadata": { "resourceVersion": version.to_string(),
+                                  "creationTimestamp": null },
+                    "spec": {}, "status": {},
+                });
+                ("BOOKMARK", object.to_string())
+            }
+        };
+        Event {
+            version,
+            is_bookmark: matches!(self, Self::Bookmark),
+            text: format!("{{\"type\":\"{kind}\",\"object\":{object}}}"),
+        }
+    }
 }

@@ -70,9 +70,14 @@ async fn whole(body: Incoming) -> Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
+/// The next line of a watch. One event is in several frames, and no frame in two events.
 async fn event(body: &mut Incoming) -> Value {
-    let frame = body.frame().await.unwrap().unwrap();
-    serde_json::from_slice(&frame.into_data().unwrap()).unwrap()
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let frame = body.frame().await.unwrap().unwrap();
+        line.extend_from_slice(&frame.into_data().unwrap());
+    }
+    serde_json::from_slice(&line).unwrap()
 }
 
 fn fields(address: &str) -> NodeFields {
@@ -123,6 +128,16 @@ async fn only_who_may_is_answered() {
     let (said, _) = stage.get(Some("reader"), "", "/api/v1/nodes").await;
     assert_eq!(said, StatusCode::FORBIDDEN);
     assert_eq!(stage.api.stats().refused, 4);
+
+    stage.store.forbid(false);
+    stage.api.set_token("next");
+    for (token, status) in [
+        ("Bearer secret", StatusCode::UNAUTHORIZED),
+        ("Bearer next", StatusCode::OK),
+    ] {
+        let (said, _) = stage.get(None, token, "/api/v1/nodes").await;
+        assert_eq!(said, status, "{token}");
+    }
 }
 
 #[tokio::test]
@@ -142,6 +157,13 @@ async fn a_watch_goes_on_from_a_version_until_that_is_too_old() {
     stage.store.delete("a");
     assert_eq!(event(&mut body).await["type"], "DELETED");
 
+    let version = "/api/v1/nodes?watch=true&resourceVersion=1013";
+    let (_, mut other) = stage.get(Some("reader"), "", version).await;
+    stage.store.end_watches();
+    assert!(other.frame().await.is_none());
+    assert!(body.frame().await.is_none());
+
+    let (_, mut body) = stage.get(Some("reader"), "", version).await;
     stage.store.expire_watches();
     let error = event(&mut body).await;
     assert_eq!(error["type"], "ERROR");

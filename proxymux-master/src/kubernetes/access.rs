@@ -1,8 +1,8 @@
 //! How the API server is reached: a kubeconfig or a pod's service account, and what is wrong with
 //! it.
 //!
-//! Owns the way from the files to kube's client ([`open`]). kube reads the files and adds tokens to
-//! requests, which it reads again once a minute; whom we trust is set here, since TLS is ours.
+//! Owns the way from the files to kube's client ([`open`]). kube reads the kubeconfig and adds the
+//! token to requests; the token's file, and whom we trust, are read here.
 //! Leaves connections to `connection`.
 //! Limits: TLS 1.3 alone, no proxy, no server without a CA that is named.
 
@@ -91,6 +91,8 @@ pub(crate) enum AccessError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{origin}: {what} is empty")]
+    Empty { origin: String, what: String },
     #[error("{origin}: {what} is not base64")]
     Base64 {
         origin: String,
@@ -208,7 +210,8 @@ async fn from_file(path: &Path) -> Result<Loaded, AccessError> {
 }
 
 fn connect(loaded: Loaded) -> Result<Access, AccessError> {
-    let Loaded { config, origin } = loaded;
+    let Loaded { mut config, origin } = loaded;
+    read_token(&mut config.auth_info, &origin)?;
     if config.accept_invalid_certs {
         return Err(AccessError::Insecure { origin });
     }
@@ -241,6 +244,34 @@ fn connect(loaded: Loaded) -> Result<Access, AccessError> {
         None => builder.with_layer(&headers).build(),
     };
     Ok(Access { client, server })
+}
+
+/// Puts the content of a token's file in the place of the file. It counts more than a token that
+/// stands beside it, as for kubectl.
+///
+/// kube would read the file by itself, and send what it has read with the line's end that
+/// `kubectl create token` and editors write, which no header may have.
+fn read_token(auth: &mut AuthInfo, origin: &str) -> Result<(), AccessError> {
+    let file = auth.token_file.take().filter(|file| !file.is_empty());
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let (origin, what) = (origin.to_owned(), format!("tokenFile {file}"));
+    let token = match std::fs::read_to_string(file) {
+        Ok(content) => content.trim().to_owned(),
+        Err(source) => {
+            return Err(AccessError::File {
+                origin,
+                what,
+                source,
+            });
+        }
+    };
+    if token.is_empty() {
+        return Err(AccessError::Empty { origin, what });
+    }
+    auth.token = Some(token.into());
+    Ok(())
 }
 
 /// The host without brackets, and what stands in the header `Host`.

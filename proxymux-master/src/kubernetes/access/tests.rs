@@ -36,6 +36,7 @@ async fn files_beside_the_kubeconfig_and_content_inside_it_are_used_alike() {
     let encoded = |path: &Path| STANDARD.encode(std::fs::read(path).unwrap());
     let (cert, key) = (encoded(&files.cert), encoded(&files.key));
     let ca = encoded(&pki.ca_file());
+    std::fs::write(pki.dir().join("token"), "abc\n").unwrap();
     let name = |path: &Path| path.strip_prefix(pki.dir()).unwrap().display().to_string();
     for (cluster, user) in [
         (
@@ -51,6 +52,7 @@ async fn files_beside_the_kubeconfig_and_content_inside_it_are_used_alike() {
             format!("client-certificate-data: {cert}, client-key-data: {key}"),
         ),
         (SERVER.to_owned(), "token: abc".to_owned()),
+        (SERVER.to_owned(), "tokenFile: token".to_owned()),
         (SERVER.to_owned(), String::new()),
     ] {
         let path = write(&pki, &cluster, &user);
@@ -97,6 +99,15 @@ async fn every_mistake_names_the_file_and_what_is_wrong() {
             user("client-certificate: empty.crt, client-key: empty.crt"),
             "kubeconfig DIR/kubeconfig: client-certificate DIR/empty.crt has no usable content: \
              no items found",
+        ),
+        (
+            user("tokenFile: none.token"),
+            "kubeconfig DIR/kubeconfig: tokenFile DIR/none.token cannot be read: No such file or \
+             directory (os error 2)",
+        ),
+        (
+            user("tokenFile: empty.crt"),
+            "kubeconfig DIR/kubeconfig: tokenFile DIR/empty.crt is empty",
         ),
         (
             user("client-certificate: ca.crt"),

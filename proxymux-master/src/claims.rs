@@ -118,8 +118,8 @@ pub(crate) enum NoRangeHolder {
         one: NodeName,
         other: NodeName,
     },
-    /// The node that it is listed for does not dial it.
-    #[error("node {node} is listed for {address}, but its agent does not allow port {port} there")]
+    /// The agent of the node that it lies behind does not dial it.
+    #[error("{address} is behind node {node}, but its agent does not allow port {port} there")]
     NotAllowed {
         node: NodeName,
         address: IpAddr,

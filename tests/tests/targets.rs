@@ -96,8 +96,8 @@ async fn what_allow_names_is_reached_through_the_node_that_has_the_range() -> Re
 
     // Outside of its ports, outside of its ranges, and where nobody listens.
     let outside_ports = refused(&api, "10.244.1.5:20100", SOON).await?;
-    let reason = "no route to 10.244.1.5:20100: node 10.0.10.10 is listed for 10.244.1.5, but its \
-                  agent does not allow port 20100 there";
+    let reason = "no route to 10.244.1.5:20100: 10.244.1.5 is behind node 10.0.10.10, but its agent \
+                  does not allow port 20100 there";
     assert_eq!((outside_ports.code, &*outside_ports.reason), (503, reason));
     let of_nobody = refused(&api, "10.244.3.5:20000", SOON).await?;
     let reason = "no route to 10.244.3.5:20000: no node is listed for 10.244.3.5";

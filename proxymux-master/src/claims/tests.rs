@@ -602,7 +602,7 @@ fn a_range_leads_to_the_node_it_is_listed_for_if_its_agent_allows_it() {
     assert_eq!(holder("::ffff:10.244.1.1", 80), Ok("a"));
     assert_eq!(
         holder("10.244.1.1", 8080).unwrap_err(),
-        "node a is listed for 10.244.1.1, but its agent does not allow port 8080 there"
+        "10.244.1.1 is behind node a, but its agent does not allow port 8080 there"
     );
     // The smaller range counts, and its node has not been heard yet.
     assert_eq!(holder("10.244.2.1", 8080), Ok("b"));

@@ -217,10 +217,7 @@ fn a_pod_network_leads_to_its_node_as_far_as_the_agent_allows_it() {
     assert_eq!(found("10.244.1.7", 8080), Ok("a".to_owned()));
     assert_eq!(
         found("10.244.1.7", 80),
-        Err(
-            "node a is listed for 10.244.1.7, but its agent does not allow port 80 there"
-                .to_owned()
-        )
+        Err("10.244.1.7 is behind node a, but its agent does not allow port 80 there".to_owned())
     );
     // The agent allows more than its network, which proves nothing.
     assert_eq!(

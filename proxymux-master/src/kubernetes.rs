@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use proxymux_transport::telemetry::chain;
 use tokio::time::Instant;
 
-use crate::{claims::ObjectChange, config::Kubeconfig, master::Master};
+use crate::{claims::ObjectChange, config::Kubeconfig, master::Master, registry::Registry};
 
 mod access;
 mod api;
@@ -37,14 +37,9 @@ enum FollowError {
 
 /// Keeps the registry told of Node objects until the master drains.
 pub(crate) async fn follow(master: Arc<Master>, kubeconfig: Kubeconfig, health: Arc<Health>) {
-    let stop = master.shutdown.drain.clone();
-    let mut follower = Follower {
-        master,
-        kubeconfig,
-        health,
-        version: None,
-    };
-    stop.run_until_cancelled(follower.run()).await;
+    let mut follower = Follower::new(Arc::clone(&master.registry), health);
+    let following = follower.run(&kubeconfig);
+    master.shutdown.drain.run_until_cancelled(following).await;
 }
 
 /// Whether Node objects can be read, for `check`; says of whom.
@@ -62,27 +57,29 @@ pub(crate) async fn check(kubeconfig: &Kubeconfig) -> Result<String, String> {
 }
 
 struct Follower {
-    master: Arc<Master>,
-    kubeconfig: Kubeconfig,
+    registry: Arc<Registry>,
     health: Arc<Health>,
     /// Up to where changes have been seen; `None` if all has to be read.
     version: Option<String>,
 }
 
 impl Follower {
-    async fn run(&mut self) {
+    fn new(registry: Arc<Registry>, health: Arc<Health>) -> Self {
+        Self {
+            registry,
+            health,
+            version: None,
+        }
+    }
+
+    /// Each round is from files and connection to the end of a watch, so that renewed certificates
+    /// and tokens, and another address of the API server, are in use after minutes.
+    async fn run(&mut self, kubeconfig: &Kubeconfig) {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            match self.round().await {
-                Ok(()) => self.health.pausing(),
-                Err(error) => {
-                    if error.is_gone() {
-                        self.version = None;
-                    }
-                    self.health.failed(&error);
-                }
-            }
+            let opened = access::open(kubeconfig).await;
+            self.round(opened).await;
             failures = if began.elapsed() > STEADY {
                 0
             } else {
@@ -92,10 +89,20 @@ impl Follower {
         }
     }
 
-    /// Once from files and connection to the end of a watch, so that renewed certificates and
-    /// tokens, and another address of the API server, are in use after minutes.
-    async fn round(&mut self) -> Result<(), FollowError> {
-        let Access { client, server } = access::open(&self.kubeconfig).await?;
+    async fn round(&mut self, opened: Result<Access, AccessError>) {
+        match self.ask(opened).await {
+            Ok(()) => self.health.pausing(),
+            Err(error) => {
+                if error.is_gone() {
+                    self.version = None;
+                }
+                self.health.failed(&error);
+            }
+        }
+    }
+
+    async fn ask(&mut self, opened: Result<Access, AccessError>) -> Result<(), FollowError> {
+        let Access { client, server } = opened?;
         self.health.asks(&server);
         let mut version = match self.version.take() {
             Some(version) => version,
@@ -116,7 +123,7 @@ impl Follower {
             next = page.metadata.next.filter(|next| !next.is_empty());
             if next.is_none() {
                 let objects = all.len();
-                self.master.registry.replace_objects(all);
+                self.registry.replace_objects(all);
                 self.health.read(objects);
                 return Ok(page.metadata.resource_version.unwrap_or_default());
             }
@@ -149,11 +156,10 @@ impl Follower {
                     updates.push((name, (!is_gone).then_some(object)));
                 }
             }
-            let registry = &self.master.registry;
             if !updates.is_empty() {
-                registry.update_objects(updates);
+                self.registry.update_objects(updates);
             }
-            self.health.heard(registry.objects());
+            self.health.heard(self.registry.objects());
         }
         Ok(())
     }
@@ -203,19 +209,4 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_LINE: usize = 600;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_are_never_nothing() {
-        for failures in 0..40 {
-            for _ in 0..50 {
-                let pause = pause(failures);
-                assert!(pause >= SHORTEST_PAUSE, "{pause:?}");
-                assert!(pause <= LONGEST_PAUSE + SHORTEST_PAUSE, "{pause:?}");
-            }
-        }
-        let longest = |failures| (0..200).map(|_| pause(failures)).max();
-        assert!(longest(0) < longest(10));
-    }
-}
+mod tests;

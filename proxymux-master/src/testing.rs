@@ -4,6 +4,8 @@
 //! ones whose agent a test plays ([`Agent`]). Everything is in memory, so that clocks can be
 //! paused.
 
+pub(crate) mod log;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,

@@ -5,5 +5,9 @@
 
 mod masters;
 mod names;
+mod node_access;
 mod node_objects;
+mod node_pods;
+mod node_scale;
+mod node_stage;
 mod sessions;

@@ -1,167 +1,22 @@
 //! Addresses that only the API server knows: `node-addresses: kubernetes`.
 //!
-//! The stand-in API server is on the master's own machine, as kube-apiserver is. Node 0 has an
-//! address in its Node object that its agent knows nothing of, and node 1 is the one that is
-//! tempted.
+//! The stand-in API server is on the master's own machine, as kube-apiserver is, but where its wire
+//! is to go dead. Node 0 has an address in its Node object that its agent knows nothing of, and
+//! node 1 is the one that is tempted.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use proxymux_testkit::{
-    apiserver::ApiServer,
-    cluster::Cluster,
-    netns::Running,
-    node_api::{NodeApi, NodeApiConfig, NodeApiStats, NodeFields, NodeStore},
-    pki::{CertFiles, Leaf, Usage},
-    wait::eventually,
-};
+use anyhow::{Context, Result, ensure};
+use proxymux_testkit::wait::eventually;
 use proxymux_tests::{
     admin::{at_master, status},
     events::{since, wait_for, wait_for_message, with_message},
-    limits::{SOON, within},
+    limits::SOON,
 };
 
-/// An address that no interface has: only what the API server says leads anywhere.
-const EXTERNAL: &str = "198.51.100.7";
-const OTHER: &str = "198.51.100.8";
-const LISTEN: &str = "127.0.0.1:6443";
-const USER: &str = "proxymux-master";
-
-struct Stage {
-    cluster: Cluster,
-    store: NodeStore,
-    serving: CertFiles,
-    /// `None` while it is away.
-    running: Option<Running<NodeApi>>,
-}
-
-impl Stage {
-    /// A cluster whose master is to watch Node objects; nothing of it is started.
-    fn new(nodes: u8) -> Result<Self> {
-        let cluster = Cluster::builder().nodes(nodes).build()?;
-        let serving = Leaf::new("kube-apiserver")
-            .names(["127.0.0.1"])
-            .usages([Usage::Server]);
-        let serving = cluster.pki().pair("kube-apiserver", &serving)?;
-        Ok(Self {
-            cluster,
-            store: NodeStore::default(),
-            serving,
-            running: None,
-        })
-    }
-
-    fn start_api(&mut self) -> Result<()> {
-        let config = NodeApiConfig {
-            listen: LISTEN.parse()?,
-            serving: self.serving.clone(),
-            client_ca: self.cluster.pki().ca_file(),
-            user: USER.to_owned(),
-            token: None,
-            page: 1,
-        };
-        let store = self.store.clone();
-        let hosts = self.cluster.topology().masters();
-        let host = hosts.first().context("a master's machine")?;
-        self.running = Some(host.run(|| NodeApi::start(config, store))?);
-        Ok(())
-    }
-
-    fn stats(&self) -> NodeApiStats {
-        self.running
-            .as_ref()
-            .map(|api| api.stats())
-            .unwrap_or_default()
-    }
-
-    /// A kubeconfig for this user, as `kubeadm kubeconfig user` writes it.
-    fn write_kubeconfig(&self, path: &Path, user: &str) -> Result<()> {
-        let leaf = Leaf::new(user).usages([Usage::Client]);
-        let files = self.cluster.pki().pair(user, &leaf)?;
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: here\n\
-             contexts: [{{name: here, context: {{cluster: here, user: me}}}}]\n\
-             clusters: [{{name: here, cluster: {{server: 'https://{LISTEN}', \
-             certificate-authority: {ca}}}}}]\n\
-             users: [{{name: me, user: {{client-certificate: {cert}, client-key: {key}}}}}]\n",
-            ca = self.cluster.pki().ca_file().display(),
-            cert = files.cert.display(),
-            key = files.key.display(),
-        );
-        fs::write(path, text)?;
-        Ok(())
-    }
-
-    fn start_master(&mut self) -> Result<()> {
-        let path = self.cluster.dir().join("kubeconfig");
-        self.write_kubeconfig(&path, USER)?;
-        self.start_master_with(&path)
-    }
-
-    fn start_master_with(&mut self, kubeconfig: &Path) -> Result<()> {
-        let lines = format!(
-            "node-addresses: {{ kubernetes: {{ kubeconfig: {} }} }}\nconnect-budget: 2s\n",
-            kubeconfig.display()
-        );
-        let config = self.cluster.master_config(0)?;
-        let master = self
-            .cluster
-            .start_master_with(0, &format!("{config}{lines}"))?;
-        master.wait_for_line("master is up", SOON)?;
-        Ok(())
-    }
-
-    fn start_agents(&mut self, nodes: usize) -> Result<()> {
-        for node in 0..nodes {
-            self.cluster.start_agent(node)?;
-        }
-        self.cluster.wait_for_sessions()
-    }
-
-    /// What the node's Node object has at first: its own address, and others.
-    fn fields(&self, node: usize, others: &[&str]) -> NodeFields {
-        let own = self.cluster.node_name(node);
-        let mut all = vec![("InternalIP", &*own), ("Hostname", &*own)];
-        all.extend(others.iter().map(|other| ("ExternalIP", *other)));
-        NodeFields::with_addresses(all)
-    }
-
-    fn set(&self, node: usize, others: &[&str]) {
-        let fields = self.fields(node, others);
-        self.store.set(&self.cluster.node_name(node), &fields);
-    }
-
-    /// Waits until the master has told a node's agent about an address, after `mark` of its log.
-    fn told(&mut self, node: usize, mark: usize, message: &str, address: &str) -> Result<String> {
-        let told = wait_for(self.cluster.agent(node), mark, SOON, |event| {
-            event.message == message && event.text("address") == Some(address)
-        })?;
-        Ok(told.text("reason").unwrap_or_default().to_owned())
-    }
-}
-
-/// Asks for a kubelet under an address or a name, which must lead to one.
-async fn reaches(api: &ApiServer, address: &str) -> Result<()> {
-    let target = format!("{address}:10250");
-    within(SOON, &target, async {
-        drop(api.connect(&target).await?);
-        Ok::<_, anyhow::Error>(())
-    })
-    .await
-}
-
-/// The answer to a request that must fail.
-async fn refused(api: &ApiServer, address: &str) -> Result<String> {
-    let target = format!("{address}:10250");
-    let answer = within(SOON, &target, async {
-        Ok::<_, anyhow::Error>(api.connect(&target).await)
-    })
-    .await?;
-    match answer {
-        Ok(_) => bail!("{target} leads somewhere"),
-        Err(error) => Ok(error.to_string()),
-    }
-}
+use super::node_stage::{
+    EXTERNAL, GRANTED, OTHER, REFUSED, REMOTE, STAY, Stage, USER, reaches, refused, until,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_reached_by_what_only_its_node_object_says_and_loses_it_with_that() -> Result<()>
@@ -231,7 +86,7 @@ async fn a_master_starts_without_the_api_server_and_keeps_what_it_knows_without_
     let mut stage = Stage::new(2)?;
     // Not even the file is there.
     let kubeconfig = stage.cluster.dir().join("kubeconfig");
-    stage.start_master_with(&kubeconfig)?;
+    stage.start_master_with(&kubeconfig, "")?;
     let said = wait_for_message(
         stage.cluster.master(0),
         0,
@@ -261,12 +116,7 @@ async fn a_master_starts_without_the_api_server_and_keeps_what_it_knows_without_
     // Away: what was read stays in force, for what is new too.
     let mark = stage.cluster.master(0).mark();
     stage.running = None;
-    wait_for_message(
-        stage.cluster.master(0),
-        mark,
-        SOON,
-        "the node objects read last stay in force",
-    )?;
+    wait_for_message(stage.cluster.master(0), mark, SOON, STAY)?;
     reaches(&api, EXTERNAL).await?;
     let shown = status(&at_master(&stage.cluster)).await?;
     assert_eq!(shown["node_addresses"]["watching"], false, "{shown}");
@@ -364,12 +214,7 @@ async fn bookmarks_save_a_list_and_a_claim_is_no_proof_against_a_node_object() -
     stage.store.forget();
     let mark = stage.cluster.master(0).mark();
     stage.running = None;
-    wait_for_message(
-        stage.cluster.master(0),
-        mark,
-        SOON,
-        "the node objects read last stay in force",
-    )?;
+    wait_for_message(stage.cluster.master(0), mark, SOON, STAY)?;
     stage.start_api()?;
     wait_for_message(
         stage.cluster.master(0),
@@ -406,19 +251,58 @@ async fn see_bookmark(stage: &Stage) -> Result<()> {
     .await
 }
 
-/// Tries again and again, which takes as long as the thing tried and a little more.
-async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-    within(SOON, what, async {
-        let mut every = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            every.tick().await;
-            if let Ok(done) = attempt().await {
-                return Ok::<_, anyhow::Error>(done);
-            }
-        }
-    })
-    .await
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_whose_wire_is_dead_is_noticed_and_what_was_missed_is_made_up_for() -> Result<()> {
+    let mut stage = Stage::new(2)?;
+    stage.set(0, &[EXTERNAL]);
+    stage.set(1, &[]);
+    let router = stage.cluster.topology().router().clone();
+    let mut config = stage.api_config()?;
+    config.listen = REMOTE.parse()?;
+    stage.start_api_at(&router, config)?;
+    let kubeconfig = stage.cluster.dir().join("kubeconfig");
+    stage.write_kubeconfig_at(&kubeconfig, REMOTE, USER)?;
+    stage.start_master_with(&kubeconfig, "")?;
+    stage.start_agents(2)?;
+    stage.told(0, 0, GRANTED, EXTERNAL)?;
+
+    // Not even a FIN comes through, and what happens meanwhile does not either.
+    let mark = stage.cluster.master(0).mark();
+    router.nft(DEAD)?;
+    stage.set(0, &[]);
+    stage.set(1, &[EXTERNAL]);
+
+    // Keep-alive notices, after 20 s.
+    let said = wait_for_message(stage.cluster.master(0), mark, NOTICED, STAY)?;
+    let error = said.text("error").unwrap_or_default();
+    assert!(
+        error.starts_with("the API server: an answer was cut off"),
+        "{error}"
+    );
+    let api = stage.cluster.api()?;
+    reaches(&api, EXTERNAL).await?;
+    let shown = status(&at_master(&stage.cluster)).await?;
+    assert_eq!(shown["node_addresses"]["watching"], false, "{shown}");
+    router.nft("delete table inet dead\n")?;
+    wait_for_message(
+        stage.cluster.master(0),
+        mark,
+        SOON,
+        "node objects are watched again",
+    )?;
+    stage.told(1, 0, GRANTED, EXTERNAL)?;
+    let stats = stage.stats();
+    assert_eq!((stats.lists, stats.watches), (1, 2), "{stats:?}");
+    let told = since(stage.cluster.master(0), mark);
+    let told = told.iter().filter(|event| event.message == STAY);
+    assert_eq!(told.count(), 1);
+    Ok(())
 }
 
-const GRANTED: &str = "address leads to this node";
-const REFUSED: &str = "address does not lead to this node";
+/// The router takes nothing for the API server that is on it, and sends nothing from there.
+const DEAD: &str = "table inet dead {\n\
+    chain input { type filter hook input priority 0; tcp dport 6443 drop; }\n\
+    chain output { type filter hook output priority 0; tcp sport 6443 drop; }\n\
+    }\n";
+
+const NOTICED: Duration = Duration::from_secs(60);

@@ -17,6 +17,8 @@ mod flows;
 mod link;
 mod masters;
 mod metrics;
+#[cfg(feature = "ebpf")]
+mod netlink;
 mod outbound;
 mod session;
 pub mod status;

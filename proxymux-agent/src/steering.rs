@@ -38,7 +38,7 @@ pub(crate) mod places;
 pub(crate) mod privileges;
 pub(crate) mod report;
 #[cfg(feature = "ebpf")]
-pub(crate) mod rtnetlink;
+mod rtnetlink;
 pub(crate) mod sources;
 pub(crate) mod standing;
 mod steered;

@@ -15,7 +15,7 @@ use std::{
 use proxymux_transport::command::Report;
 
 use super::rules::{Harm, Rule, from_iptables, from_nft};
-use crate::{config::Config, steering::rtnetlink::Link};
+use crate::{config::Config, netlink::links::Link};
 
 /// Reads the rules, and the settings beside them.
 pub(super) fn look(report: &mut Report, config: &Config, nic: Option<&Link>) {

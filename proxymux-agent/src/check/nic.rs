@@ -13,12 +13,8 @@ use serde_json::Value;
 use super::steering::Need;
 use crate::{
     config::{Attach, Config},
-    steering::{
-        Device,
-        chain::others,
-        places::addresses,
-        rtnetlink::{Link, links},
-    },
+    netlink::links::{Link, links},
+    steering::{Device, chain::others, places::addresses},
 };
 
 /// The device that steering is to be on, if it is there.

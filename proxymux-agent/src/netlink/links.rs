@@ -35,13 +35,13 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
 }
 
 fn link(message: &Message<'_>) -> Link {
-    let flags = number(message.0, 8);
-    let attributes = message.0.get(IFINFOMSG_LEN..).unwrap_or_default();
+    let flags = message.number(8);
+    let attributes = message.attributes(IFINFOMSG_LEN);
     let value = |kind| attribute(attributes, kind);
     let index_of = |kind| value(kind).map(|value| number(value, 0));
     let info = value(IFLA_LINKINFO).unwrap_or_default();
     Link {
-        index: message.ifindex(),
+        index: message.number(4),
         name: value(IFLA_IFNAME).map(text).unwrap_or_default(),
         kind: attribute(info, IFLA_INFO_KIND).map(text),
         mtu: index_of(IFLA_MTU).unwrap_or_default(),

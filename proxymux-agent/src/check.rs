@@ -14,13 +14,16 @@ mod master;
 #[cfg(feature = "ebpf")]
 mod nic;
 #[cfg(feature = "ebpf")]
+mod reverse_path;
+mod route;
+#[cfg(feature = "ebpf")]
 mod rules;
 mod running;
 mod security;
 mod settings;
 mod steering;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
 
 use proxymux_transport::{
     certificate::CertificateInfo, clock::WallClock, command::Report, credentials::check,
@@ -48,6 +51,7 @@ async fn look(config_file: &Path) -> Report {
     let (mut report, settings) = settings::read(config_file);
     let settings = Arc::new(settings);
     let (mut peers, mut parts, mut status) = (Vec::new(), Vec::new(), None);
+    let mut masters_at = BTreeSet::new();
     if settings.config.is_some() {
         let seen = tokio::join!(
             within(running::look(&settings)),
@@ -58,7 +62,8 @@ async fn look(config_file: &Path) -> Report {
         let (masters, of_masters) = seen.1.unwrap_or_else(|| overdue(master::TCP, LIMIT));
         let (kubelet, of_kubelet) = seen.2.unwrap_or_else(|| overdue(kubelet::KUBELET, LIMIT));
         status = of_agent;
-        peers.extend(of_masters);
+        masters_at = of_masters.addresses;
+        peers.extend(of_masters.shown);
         peers.extend(of_kubelet);
         parts = vec![agent, masters, kubelet];
     }
@@ -66,7 +71,7 @@ async fn look(config_file: &Path) -> Report {
     for part in parts {
         report.extend(part);
     }
-    report.extend(on_a_thread(move || steering::look(&settings, &status)).await);
+    report.extend(on_a_thread(move || steering::look(&settings, &masters_at, &status)).await);
     report
 }
 

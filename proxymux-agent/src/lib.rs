@@ -17,7 +17,6 @@ mod flows;
 mod link;
 mod masters;
 mod metrics;
-#[cfg(feature = "ebpf")]
 mod netlink;
 mod outbound;
 mod session;

@@ -2,7 +2,7 @@
 //!
 //! Owns the form: one request, its answers, and the attributes in them, written and read by hand.
 //! The libraries that do it bring a stack of their own for a handful of messages. What the messages
-//! mean is in `links` and in `steering/rtnetlink.rs`.
+//! mean is in [`route`], `links` and `steering/rtnetlink.rs`.
 //! The kernel answers within the call; the limit on waiting is for a kernel that does not.
 
 use std::{
@@ -20,6 +20,7 @@ use nix::sys::{
 
 #[cfg(feature = "ebpf")]
 pub(crate) mod links;
+pub(crate) mod route;
 
 /// A message of the kernel, without its header.
 pub(crate) struct Message<'a>(pub(crate) &'a [u8]);
@@ -170,11 +171,17 @@ mod tests {
         ]
         .concat();
 
-        assert_eq!(attribute(&all, KIND).map(text).as_deref(), Some("bpf"));
+        assert_eq!(attribute(&all, KIND), Some(&b"bpf\0"[..]));
         let inner = attribute(&all, OPTIONS).unwrap();
-        let name = attribute(inner, NAME).map(text);
-        assert_eq!(name.as_deref(), Some("proxymux_steer"));
+        assert_eq!(attribute(inner, NAME), Some(&b"proxymux_steer\0"[..]));
         assert_eq!(attribute(&all, 9), None);
+    }
+
+    #[cfg(feature = "ebpf")]
+    #[test]
+    fn a_string_ends_with_its_nul_or_its_attribute() {
+        assert_eq!(text(b"bpf\0rest"), "bpf");
+        assert_eq!(text(b"bpf"), "bpf");
     }
 
     #[test]

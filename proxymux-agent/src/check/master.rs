@@ -1,22 +1,30 @@
-//! The way to each master: name, TCP, TLS, protocol, whether it takes the certificate, and whether
-//! the path carries large segments.
+//! The way to each master: name, route, TCP, TLS, protocol, whether it takes the certificate, and
+//! whether the path carries large segments.
 //!
-//! Owns what each failure means and what to do about it; how far one gets without registering is
+//! Leaves the route to `route.rs`. Owns what each failure means and what to do about it; how far one gets without registering is
 //! `session/probe.rs`. What only a registration shows is asked of the running agent.
 
-use std::{io, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxymux_transport::{
     certificate::{CertificateInfo, utc},
     clock::WallClock,
     command::{Report, rtt},
     credentials::check,
+    reload::InForce,
     telemetry::{chain, micros},
     tls::{Refusal, TlsFault},
 };
 use tokio::task::JoinSet;
 
-use super::settings::{Settings, Shown};
+use super::{
+    on_a_thread, route,
+    settings::{Settings, Shown},
+};
 use crate::{
     config::{Config, ServerAddr},
     link::resolve,
@@ -28,39 +36,44 @@ use crate::{
 };
 
 /// What was found at one entry of `server-addr`, or at one of its addresses.
-type Seen = (Report, Vec<Shown>);
+type Seen = (Report, Masters);
+
+/// What other topics need of the masters.
+#[derive(Debug, Default)]
+pub(super) struct Masters {
+    /// Their certificates.
+    pub(super) shown: Vec<Shown>,
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
 
 /// Goes to every address of every master, all at once.
 pub(super) async fn look(settings: &Settings) -> Seen {
-    let (Some(config), Some(in_force)) = (&settings.config, &settings.in_force) else {
-        let mut report = Report::default();
-        if settings.config.is_some() {
-            report.warning(
-                TCP,
-                "not tried: there is no certificate, or no CA, to go there with",
-                "mend what is said about certificates above, and check again",
-            );
-        }
-        return (report, Vec::new());
+    let Some(config) = &settings.config else {
+        return Seen::default();
     };
     let mut all = JoinSet::new();
     for (number, server) in config.server_addrs.iter().enumerate() {
-        let (config, in_force, server) = (config.clone(), in_force.clone(), server.clone());
+        let (config, server) = (config.clone(), server.clone());
+        let in_force = settings.in_force.clone();
         all.spawn(async move {
-            let seen = entry(&config, &in_force, &server).await;
+            let seen = entry(&config, in_force.as_ref(), &server).await;
             (number, seen)
         });
     }
     let mut found: Vec<_> = all.join_all().await;
     found.sort_by_key(|(number, _)| *number);
-    gather(found.into_iter().map(|(_, seen)| seen))
+    let mut seen = gather(found.into_iter().map(|(_, seen)| seen));
+    if settings.in_force.is_none() {
+        seen.0.warning(
+            TCP,
+            "not tried: there is no certificate, or no CA, to go there with",
+            "mend what is said about certificates above, and check again",
+        );
+    }
+    seen
 }
 
-async fn entry(
-    config: &Config,
-    in_force: &proxymux_transport::reload::InForce,
-    server: &ServerAddr,
-) -> Seen {
+async fn entry(config: &Config, in_force: Option<&InForce>, server: &ServerAddr) -> Seen {
     let addresses = match resolve(server).await {
         Ok(addresses) => addresses,
         Err(error) => {
@@ -71,8 +84,18 @@ async fn entry(
                 "correct the host in server-addr, or see that this node's name servers know it \
                  (`getent hosts NAME`)",
             );
-            return (report, Vec::new());
+            return (report, Masters::default());
         }
+    };
+    let asked = (config.clone(), addresses.clone());
+    let routes = on_a_thread(move || route::look(&asked.0, &asked.1)).await;
+    let masters = Masters {
+        shown: Vec::new(),
+        addresses: addresses.iter().map(SocketAddr::ip).collect(),
+    };
+    let mut seen: Seen = (routes, masters);
+    let Some(in_force) = in_force else {
+        return seen;
     };
     let mut all = JoinSet::new();
     for at in addresses {
@@ -82,21 +105,31 @@ async fn entry(
             let mut report = Report::default();
             tell(&mut report, (&server, at), &reached, result);
             let shown = reached.master.map(|info| ("the master's", info));
-            (at, (report, shown.into_iter().collect()))
+            let masters = Masters {
+                shown: shown.into_iter().collect(),
+                addresses: BTreeSet::new(),
+            };
+            (at, (report, masters))
         });
     }
     let mut found: Vec<_> = all.join_all().await;
     found.sort_by_key(|(at, _)| *at);
-    gather(found.into_iter().map(|(_, seen)| seen))
+    add(&mut seen, gather(found.into_iter().map(|(_, seen)| seen)));
+    seen
 }
 
 fn gather(all: impl Iterator<Item = Seen>) -> Seen {
     let mut gathered = Seen::default();
-    for (report, shown) in all {
-        gathered.0.extend(report);
-        gathered.1.extend(shown);
+    for seen in all {
+        add(&mut gathered, seen);
     }
     gathered
+}
+
+fn add(gathered: &mut Seen, (report, masters): Seen) {
+    gathered.0.extend(report);
+    gathered.1.shown.extend(masters.shown);
+    gathered.1.addresses.extend(masters.addresses);
 }
 
 fn tell(

@@ -3,6 +3,8 @@
 //! Owns how much each lack matters, which the configured mode decides ([`Need`]), and what the
 //! running agent says of its programs. Without the cargo feature `ebpf` there is one line.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use proxymux_transport::command::{Report, text};
 use serde_json::Value;
 
@@ -21,7 +23,11 @@ pub(super) enum Need {
 }
 
 /// Blocks, on the kernel and on other programs.
-pub(super) fn look(settings: &Settings, status: &Option<Value>) -> Report {
+pub(super) fn look(
+    settings: &Settings,
+    masters: &BTreeSet<IpAddr>,
+    status: &Option<Value>,
+) -> Report {
     let mut report = Report::default();
     let need = Need::of(settings.config.as_ref());
     if let Some(status) = status {
@@ -36,11 +42,15 @@ pub(super) fn look(settings: &Settings, status: &Option<Value>) -> Report {
             && need != Need::No
         {
             let nic = super::nic::look(&mut report, need, config, status.as_ref());
+            if let Some(nic) = &nic {
+                super::reverse_path::look(&mut report, config, nic, masters, status.as_ref());
+            }
             super::firewall::look(&mut report, config, nic.as_ref());
         }
     }
     #[cfg(not(feature = "ebpf"))]
     {
+        let _ = masters;
         need.lacks(
             &mut report,
             MODE,

@@ -31,7 +31,8 @@ const ROOM: u64 = 5;
 /// What to look at, in the order of how often it is the cause.
 pub(crate) const CAUSES: &str = "likely causes: NAT or a redirect in PREROUTING; an INPUT rule \
      that drops the kubelet's port; the NIC is a bridge's port and bridge-nf-call-iptables is 1; \
-     SYNs that are repeated because the answers are lost, the more so with tcp_syncookies=2";
+     rp_filter is 1 and answers leave by another device; SYNs that are repeated because the answers \
+     are lost, the more so with tcp_syncookies=2";
 
 /// Both counts at one moment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -7,6 +7,7 @@
 mod certificates;
 mod host;
 mod masters;
+mod routes;
 mod seen;
 
 use std::time::Duration;
@@ -38,6 +39,7 @@ async fn a_node_that_works_has_no_errors_and_its_agent_does_not_notice() -> Resu
         "ca",
         "clock",
         "agent",
+        "master route",
         "master tcp",
         "master tls",
         "master alpn",
@@ -55,6 +57,7 @@ async fn a_node_that_works_has_no_errors_and_its_agent_does_not_notice() -> Resu
         "splice",
         "nic",
         "tc programs",
+        "rp_filter",
     ] {
         seen.fine(topic);
     }

@@ -1,7 +1,8 @@
 //! Opening a stream to a target through a node's session.
 //!
 //! Owns the wait for a turn where many open at once, the exchange of request and answers, its
-//! limit, and the words for the user when it fails. Which session to ask, and whether to ask another, is `gateway.rs`.
+//! limit, and the words for the user when it fails. Which session to ask, and whether to ask
+//! another, is `gateway.rs`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -56,7 +56,17 @@ pub(crate) const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
 pub(crate) fn master(lines: &str) -> Arc<Master> {
     let text = format!("cert: /m.crt\nkey: /m.key\nclient-ca: /ca.crt\n{lines}");
     let (config, _) = Config::parse(&text, "test.yaml").unwrap();
-    let certificates = Certificates::new("agents", pki(), clock());
+    // Whom masters believe. Nobody connects, so who they are themselves does not matter. The files
+    // go once they have been read.
+    let pki = Pki::temporary().unwrap();
+    let own = pki.master(&["master.example"]).unwrap();
+    let files = CertificateFiles {
+        prefix: String::new(),
+        cert: own.cert,
+        key: own.key,
+        client_ca: pki.ca_file(),
+    };
+    let certificates = Certificates::new("agents", files, clock());
     certificates.look().unwrap();
     Master::new(config, Policy::Declared, certificates, Shutdown::default())
 }
@@ -65,22 +75,6 @@ pub(crate) fn master(lines: &str) -> Arc<Master> {
 fn clock() -> WallClock {
     let (date, started) = (WallClock::system().now(), Instant::now());
     WallClock::from_fn(move || date + started.elapsed())
-}
-
-/// Whom masters believe. Nobody connects, so who they are themselves does not matter.
-fn pki() -> CertificateFiles {
-    static FILES: LazyLock<(Pki, CertificateFiles)> = LazyLock::new(|| {
-        let pki = Pki::temporary().unwrap();
-        let master = pki.master(&["master.example"]).unwrap();
-        let files = CertificateFiles {
-            prefix: String::new(),
-            cert: master.cert,
-            key: master.key,
-            client_ca: pki.ca_file(),
-        };
-        (pki, files)
-    });
-    FILES.1.clone()
 }
 
 /// An agent with such a certificate, as if a handshake had found it good.

@@ -1,8 +1,9 @@
 //! The way to each master: name, route, TCP, TLS, protocol, whether it takes the certificate, and
 //! whether the path carries large segments.
 //!
-//! Leaves the route to `route.rs`. Owns what each failure means and what to do about it; how far one gets without registering is
-//! `session/probe.rs`. What only a registration shows is asked of the running agent.
+//! Owns what each failure means and what to do about it. Leaves the route to `route.rs`; how far
+//! one gets without registering is `session/probe.rs`. What only a registration shows is asked of
+//! the running agent.
 
 use std::{
     collections::BTreeSet,

@@ -69,8 +69,9 @@ impl Command {
             .with_context(|| format!("cannot start `{self}`"))
     }
 
-    /// Runs to the end, shows the standard output line by line and keeps it too.
-    pub(crate) fn run_keeping_output(&self) -> Result<(ExitStatus, String)> {
+    /// Runs to the end, shows the standard output line by line behind `label`, and keeps it too,
+    /// without the label.
+    pub(crate) fn run_keeping_output(&self, label: &str) -> Result<(ExitStatus, String)> {
         self.show();
         let cannot_read = || format!("cannot read the output of `{self}`");
         let mut child = self
@@ -82,7 +83,7 @@ impl Command {
         let mut kept = String::new();
         for line in BufReader::new(stdout).lines() {
             let line = line.with_context(cannot_read)?;
-            println!("{line}");
+            println!("{label}{line}");
             kept.push_str(&line);
             kept.push('\n');
         }
@@ -198,7 +199,7 @@ mod tests {
     fn kept_output_and_exit_code_are_both_handed_back() {
         let command = Command::new("sh", ["-c", "echo one; echo $TWO; exit 3"]).env("TWO", "two");
 
-        let (status, kept) = command.run_keeping_output().unwrap();
+        let (status, kept) = command.run_keeping_output("label | ").unwrap();
 
         assert_eq!(status.code(), Some(3));
         assert_eq!(kept, "one\ntwo\n");

@@ -196,7 +196,7 @@ fn nextest(workspace: &Workspace, command: &Command, counts: &mut Counts) -> Res
 }
 
 fn doc_tests(command: &Command, counts: &mut Counts) -> Result<()> {
-    let (status, output) = command.run_keeping_output()?;
+    let (status, output) = command.run_keeping_output("")?;
     counts.add(Counts::from_cargo_test(&output)?);
     command.expect_success(status)
 }

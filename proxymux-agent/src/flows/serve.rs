@@ -102,7 +102,8 @@ async fn open(
     let limit = answered_by.min(agent.config.dial_timeout);
     let prepare = |socket: &TcpStream| socket::prepare_flow(socket, &agent.flows.buffers);
     // Fails only on a connection that is gone already.
-    let of_flow = prepare(flow.connection()).map_err(|_| ServeError::GivenUp)?;
+    let of_flow = socket::prepare_flow_at_node(flow.connection(), &agent.flows.buffers)
+        .map_err(|_| ServeError::GivenUp)?;
     let began = Instant::now();
     let (kubelet, of_kubelet) = tokio::select! {
         biased; // Whoever asked and went away is not to be dialled for.

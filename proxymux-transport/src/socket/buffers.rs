@@ -65,15 +65,20 @@ impl FlowBuffers {
         held / self.autotuned.each.unwrap_or(1).max(1)
     }
 
-    /// Sets a TCP socket's buffers.
-    pub(super) fn apply(&self, socket: &impl AsFd) -> io::Result<FlowBuffersGuard> {
-        match self.buffer {
-            FlowBuffer::Bounded(size) => bound(socket, size.bytes())?,
+    /// Sets a TCP socket's buffers; what it receives may be `received` times as much.
+    pub(super) fn apply(
+        &self,
+        socket: &impl AsFd,
+        received: usize,
+    ) -> io::Result<FlowBuffersGuard> {
+        let size = match self.buffer {
+            FlowBuffer::Bounded(size) => size.bytes(),
             FlowBuffer::Auto if self.autotuned.take() => {
                 return Ok(FlowBuffersGuard(Some(Arc::clone(&self.autotuned))));
             }
-            FlowBuffer::Auto => bound(socket, FlowBuffer::DEFAULT_SIZE.bytes())?,
-        }
+            FlowBuffer::Auto => FlowBuffer::DEFAULT_SIZE.bytes(),
+        };
+        bound(socket, size.saturating_mul(received), size)?;
         Ok(FlowBuffersGuard(None))
     }
 }
@@ -111,22 +116,23 @@ impl Autotuned {
     }
 }
 
-/// Bounds what the kernel holds for a socket, each way.
+/// Bounds what the kernel holds for a socket: what it received, and what it is to send.
 ///
 /// What goes beyond `net.core.rmem_max` and `wmem_max` (208 KiB unless changed, so 416 KiB when
 /// doubled) needs `CAP_NET_ADMIN`, which an agent that steers has; without it the kernel gives
 /// what these allow, and says nothing.
-pub(super) fn bound(socket: &impl AsFd, size: usize) -> io::Result<()> {
-    let told = size / 2;
+pub(super) fn bound(socket: &impl AsFd, received: usize, sent: usize) -> io::Result<()> {
+    let told = [received / 2, sent / 2];
     let options = SockRef::from(socket);
-    options.set_recv_buffer_size(told)?;
-    options.set_send_buffer_size(told)?;
-    if options.recv_buffer_size()? < size && setsockopt(socket, RcvBufForce, &told).is_err() {
+    options.set_recv_buffer_size(told[0])?;
+    options.set_send_buffer_size(told[1])?;
+    if options.recv_buffer_size()? < received && setsockopt(socket, RcvBufForce, &told[0]).is_err()
+    {
         return Ok(());
     }
-    if options.send_buffer_size()? < size {
+    if options.send_buffer_size()? < sent {
         // The same want of the same capability.
-        let _ = setsockopt(socket, SndBufForce, &told);
+        let _ = setsockopt(socket, SndBufForce, &told[1]);
     }
     Ok(())
 }
@@ -156,7 +162,11 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::{config_file::values::ByteSize, mux::testing::tcp_pair, socket::prepare_flow};
+    use crate::{
+        config_file::values::ByteSize,
+        mux::testing::tcp_pair,
+        socket::{prepare_flow, prepare_flow_at_node},
+    };
 
     fn sizes(socket: &TcpStream) -> (usize, usize) {
         let socket = SockRef::from(socket);
@@ -179,6 +189,8 @@ mod tests {
         assert!(!guard.is_autotuned());
         let _guard = prepare_flow(&far, &FlowBuffers::new(FlowBuffer::default())).unwrap();
         assert_eq!(sizes(&far), (256 * 1024, 256 * 1024));
+        let _guard = prepare_flow_at_node(&far, &buffers).unwrap();
+        assert_eq!(sizes(&far), (256 * 1024, 128 * 1024));
     }
 
     #[tokio::test]

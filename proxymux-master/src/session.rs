@@ -55,7 +55,10 @@ pub(crate) async fn run(mut candidate: Candidate, master: Arc<Master>) {
     let registration = match registration(&mut candidate).await {
         Ok(registration) => registration,
         Err(error) => {
-            master.metrics.arrivals_failed.get("registration").inc();
+            // Who takes its leave has not failed.
+            if !matches!(error, RegistrationError::Ended(_)) {
+                master.metrics.arrivals_failed.get("registration").inc();
+            }
             return log_no_registration(&master, &certified, peer, &error);
         }
     };

@@ -48,6 +48,9 @@ pub(crate) enum RegistrationError {
     NoControlStream,
     #[error("session ended before the agent had registered")]
     Over(#[source] SessionOver),
+    /// In its words; a check of an agent goes no further, and says so.
+    #[error("agent ended the session before it registered: {0}")]
+    Ended(String),
     #[error("agent sent `{0}` before it registered")]
     Unexpected(&'static str),
 }
@@ -80,6 +83,9 @@ pub(super) async fn registration(
         loop {
             match candidate.core.next().await {
                 Event::Message(ControlMessage::Register(registration)) => return Ok(registration),
+                Event::Message(ControlMessage::End(end)) => {
+                    return Err(RegistrationError::Ended(end.message));
+                }
                 Event::Message(other) => return Err(RegistrationError::Unexpected(other.name())),
                 Event::Over(over) => return Err(RegistrationError::Over(over)),
                 Event::Pong(_) | Event::WornOut | Event::Segments(_) => {}
@@ -148,12 +154,19 @@ pub(super) fn log_no_registration(
     peer: SocketAddr,
     error: &RegistrationError,
 ) {
-    let error = chain(error);
-    let Some(others) = master.refused.news(node.as_str(), &error) else {
-        return tracing::debug!(%peer, %node, error, "session refused");
-    };
-    let others = (others > 0).then_some(others);
-    tracing::warn!(%peer, %node, error, others, "session refused");
+    let words = chain(error);
+    let news = master.refused.news(node.as_str(), &words);
+    let others = news.filter(|&others| others > 0);
+    match (error, news) {
+        (RegistrationError::Ended(reason), Some(_)) => {
+            tracing::info!(%peer, %node, reason, others, "agent left before it registered");
+        }
+        (RegistrationError::Ended(reason), None) => {
+            tracing::debug!(%peer, %node, reason, "agent left before it registered");
+        }
+        (_, Some(_)) => tracing::warn!(%peer, %node, error = words, others, "session refused"),
+        (_, None) => tracing::debug!(%peer, %node, error = words, "session refused"),
+    }
 }
 
 /// Logs that a registration was refused, when that begins and then once a minute: an agent comes

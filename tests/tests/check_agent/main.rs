@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use proxymux_testkit::{cluster::Cluster, wait::eventually};
 use proxymux_tests::{
-    admin::{at_agent, status},
+    admin::{at_agent, at_master, scrape, status},
     events::{complaints, wait_for_message, with_message},
     limits::SOON,
 };
@@ -70,11 +70,21 @@ async fn a_node_that_works_has_no_errors_and_its_agent_does_not_notice() -> Resu
     }
     assert_eq!(with_message(cluster.agent(0), "session up").len(), 1);
     assert_eq!(complaints(cluster.agent(0), 0), []);
-    // The master has a line about who went before the registration, and no more than that.
-    let noted = wait_for_message(cluster.master(0), 0, SOON, "session refused")?;
-    let error = noted.text("error").unwrap_or_default();
-    assert!(error.contains("before the agent had registered"), "{error}");
-    assert_eq!(complaints(cluster.master(0), 0).len(), 1);
+    // The master knows who that was, and takes it for no fault.
+    let noted = wait_for_message(
+        cluster.master(0),
+        0,
+        SOON,
+        "agent left before it registered",
+    )?;
+    assert_eq!(
+        noted.text("reason"),
+        Some("a check, which registers nothing")
+    );
+    assert_eq!(complaints(cluster.master(0), 0), []);
+    let failed = scrape(&at_master(&cluster)).await?;
+    let registration = "proxymux_master_arrivals_failed_total{reason=\"registration\"}";
+    assert_eq!(failed.get(registration), 0.0);
     Ok(())
 }
 

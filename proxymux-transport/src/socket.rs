@@ -126,8 +126,7 @@ pub fn prepare_flow(socket: &impl AsFd, buffers: &FlowBuffers) -> io::Result<Flo
 /// arrives there, for the kubelet.
 ///
 /// With as much as elsewhere the sender of a fast upload waited for the receiver's window more
-/// than a quarter of the time. The other buffers of an upload, and those of a download, made no
-/// such difference.
+/// than a quarter of the time. More room in the buffers for sending made no such difference.
 ///
 /// # Errors
 ///

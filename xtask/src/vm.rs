@@ -263,8 +263,8 @@ const BOOT_LIMIT: &str = "900s";
 /// Both processors of a guest take turns in one thread. With a thread for each, one of them can
 /// run into an instruction that the other is just replacing, and the guest's kernel dies of it
 /// ("Oops: int3" in `tc_run`): attaching and detaching a program under traffic does that within
-/// seconds to 6.12 in qemu 7.2, and did so to a run of these tests. On a real processor, and in
-/// turns, an instruction is replaced as a whole.
+/// seconds to 6.12 in qemu 7.2, and a run of these tests ended with a panic at such a moment. In
+/// turns it was not seen.
 const QEMU: &str = "qemu-system-x86_64 -accel tcg,thread=single -machine pc -cpu max -smp 2 \
                     -m 1024 -nodefaults -no-user-config -display none -no-reboot";
 

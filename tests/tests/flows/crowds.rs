@@ -67,6 +67,32 @@ async fn two_hundred_idle_connections_hold_no_pipe_and_little_memory() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_end_of_a_flow_takes_in_twice_the_buffer() -> Result<()> {
+    for path in FAST_PATHS {
+        let mut cluster = path.builder_for_far_end().start()?;
+        let _far_end = scripted_far_end(&cluster, 0)?;
+        path.is_taken(&cluster).await?;
+        let (api, target) = (cluster.api()?, far_target(&cluster, 0));
+        let mut tunnel = ask(&api, &target, &Script::echo(1 << 40, 1)).await?;
+        tunnel.write_all(b"said").await?;
+        within(SOON, "echo", tunnel.read_exact(&mut [0; 4])).await?;
+
+        let owner = format!("pid={},", cluster.agent(0).pid());
+        let output = cluster.node(0).command("ss").arg("-HOtnmp").output()?;
+
+        // What arrives from the master, and then what goes to the target.
+        let listed = String::from_utf8_lossy(&output.stdout);
+        for [received, sent] in [["rb524288,", "tb262144,"], ["rb262144,", "tb262144,"]] {
+            let alike = listed.lines().filter(|line| {
+                line.contains(&owner) && line.contains(received) && line.contains(sent)
+            });
+            assert_eq!(alike.count(), 1, "{}: {received} {listed}", path.as_str());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_give_up_at_every_stage_leave_nothing_behind() -> Result<()> {
     let seed = fastrand::u64(..);
     eprintln!("seed {seed}");

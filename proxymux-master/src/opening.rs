@@ -45,28 +45,40 @@ pub(crate) async fn open(
 ) -> Result<RelayStream, OpenFailure> {
     // A session ends soon if its agent does not take as much as its registration.
     session.registered.cancelled().await;
-    let (opened, waited) = match session.mux.open().await {
+    let request = || {
+        let request = OpenRequest {
+            target: target.clone(),
+            budget: deadline.saturating_duration_since(Instant::now()),
+            measure,
+        };
+        let encoded = request.encode().map_err(StreamError::from);
+        encoded.map_err(|error| ended(session, target, &error))
+    };
+    let (opened, waited) = match session.mux.open_with(&request()?).await {
         Err(OpenError::TooManyPending(_)) => {
             let began = Instant::now();
             // Boxed, so that the many who need not wait have no room for it.
-            let opened = Box::pin(wait_for_turn(session, deadline, turns)).await;
+            let mut opened = Box::pin(wait_for_turn(session, deadline, turns)).await;
+            if let Ok(stream) = &mut opened {
+                // The wait has left less of the budget.
+                stream.queue(&request()?);
+            }
             (opened, Some(began.elapsed()))
         }
         opened => (opened, None),
     };
-    let answer = ask(session, opened, target, measure, deadline).await;
+    let answer = hear(session, opened, target, deadline).await;
     match waited {
         Some(waited) => answer.map_err(|failure| after_waiting(failure, waited)),
         None => answer,
     }
 }
 
-/// Asks the agent, if there is a stream for that.
-async fn ask(
+/// Waits for the agent's answer, if there is a stream for it, on which the request is under way.
+async fn hear(
     session: &Arc<SessionHandle>,
     opened: Result<MessageStream, OpenError>,
     target: &TargetAddr,
-    measure: Option<Measure>,
     deadline: Instant,
 ) -> Result<RelayStream, OpenFailure> {
     let stream = opened.map_err(|error| failed_to_open(session, error))?;
@@ -74,12 +86,7 @@ async fn ask(
         stream: Some(stream),
         dialing: false,
     };
-    let request = OpenRequest {
-        target: target.clone(),
-        budget: deadline.saturating_duration_since(Instant::now()),
-        measure,
-    };
-    let answered = opening.ask(&request);
+    let answered = opening.answer();
     match tokio::time::timeout_at(deadline, answered).await {
         Err(_) => Err(out_of_time(session, target, opening.dialing)),
         Ok(Ok(Answer::Opened)) => Ok(opening.into_relay()),
@@ -92,13 +99,7 @@ async fn ask(
             Status::Unavailable,
             format!("node {}: {error}", session.node),
         )),
-        Ok(Err(error)) => Err(refused(
-            Status::BadGateway,
-            format!(
-                "node {} ended the request for {target}: {error}",
-                session.node
-            ),
-        )),
+        Ok(Err(error)) => Err(ended(session, target, &error)),
     }
 }
 
@@ -185,11 +186,12 @@ enum Answer {
 }
 
 impl Opening {
-    async fn ask(&mut self, request: &OpenRequest) -> Result<Answer, StreamError> {
+    async fn answer(&mut self) -> Result<Answer, StreamError> {
         let Some(stream) = &mut self.stream else {
             return Err(StreamError::CutOff);
         };
-        stream.send(&request.encode()?).await?;
+        // What is left of the request.
+        stream.send(&[]).await?;
         loop {
             let content = stream.receive().await?.ok_or(StreamError::CutOff)?;
             // An answer that cannot be read ends the exchange like one that never came.
@@ -224,6 +226,14 @@ impl Drop for Opening {
             stream.abort(AbortCode::Cancelled);
         }
     }
+}
+
+fn ended(session: &SessionHandle, target: &TargetAddr, error: &StreamError) -> OpenFailure {
+    let node = &session.node;
+    refused(
+        Status::BadGateway,
+        format!("node {node} ended the request for {target}: {error}"),
+    )
 }
 
 /// Tells a node that does not respond from one whose target does not.

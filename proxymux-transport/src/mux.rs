@@ -183,6 +183,20 @@ impl Mux {
     ///
     /// At once when a limit is reached, or when the session is over.
     pub async fn open(&self) -> Result<MessageStream, OpenError> {
+        self.open_with(&[]).await
+    }
+
+    /// Opens a stream like [`Mux::open`], whose first message leaves with it: a wake-up of the
+    /// driver sooner than one that is sent once the stream is open.
+    ///
+    /// What there is no room for waits in the stream, for [`MessageStream::poll_send`].
+    ///
+    /// Cancel-safe: a stream that nobody waits for any more is given up, also at the peer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mux::open`].
+    pub async fn open_with(&self, first: &[u8]) -> Result<MessageStream, OpenError> {
         let slot = self.take_slot()?;
         let pending = Arc::clone(&self.shared.pending).try_acquire_owned();
         let pending = pending.map_err(|error| match error {
@@ -191,7 +205,7 @@ impl Mux {
                 OpenError::TooManyPending(self.shared.limits().max_pending)
             }
         })?;
-        self.open_with(slot, pending).await
+        self.open_in_slot(slot, pending, first).await
     }
 
     /// Opens a stream like [`Mux::open`], and waits while too many are pending: first come, first
@@ -212,7 +226,7 @@ impl Mux {
             .map_err(|_| OpenError::SessionGone)?;
         // Those who came before may have filled what was free.
         self.check_memory().map_err(OpenError::NoMemory)?;
-        self.open_with(slot, pending).await
+        self.open_in_slot(slot, pending, &[]).await
     }
 
     fn take_slot(&self) -> Result<Slot, OpenError> {
@@ -224,16 +238,18 @@ impl Mux {
         Slot::for_opening(&self.shared).ok_or(OpenError::TooManyStreams(max))
     }
 
-    async fn open_with(
+    async fn open_in_slot(
         &self,
         slot: Slot,
         pending: OwnedSemaphorePermit,
+        first: &[u8],
     ) -> Result<MessageStream, OpenError> {
         let gone = OpenError::SessionGone;
         let (reply, answer) = oneshot::channel();
         let command = OpenCommand {
             slot,
             pending,
+            first: first.into(),
             reply,
         };
         self.opens.send(command).await.map_err(|_| gone)?;
@@ -384,7 +400,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 match self.connection.poll_new_outbound(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
-                    Poll::Ready(Ok(stream)) => self.give_out(stream),
+                    Poll::Ready(Ok(stream)) => self.give_out(stream, cx),
                 }
             }
             match self.opens.poll_recv(cx) {
@@ -406,7 +422,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    fn give_out(&mut self, stream: yamux::Stream) {
+    fn give_out(&mut self, stream: yamux::Stream, cx: &mut Context<'_>) {
         let Some(open) = self.opening.take() else {
             return;
         };
@@ -414,8 +430,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if guard.id() >= self.shared.limits().worn_out_at {
             self.shared.worn_out.notify_one();
         }
+        let mut stream = MessageStream::new(guard);
+        if !open.first.is_empty() {
+            stream.queue(&open.first);
+            // Who takes the stream sends what is left, and meets an error again.
+            let _ = stream.poll_send(cx);
+        }
         // If nobody waits any more, the stream comes back and is dropped, which gives it up.
-        let _ = open.reply.send(MessageStream::new(guard));
+        let _ = open.reply.send(stream);
     }
 
     fn take_in(&mut self, stream: yamux::Stream) {
@@ -511,6 +533,8 @@ fn is_gone(error: &io::Error) -> bool {
 struct OpenCommand {
     slot: Slot,
     pending: OwnedSemaphorePermit,
+    /// What goes out with the stream.
+    first: Box<[u8]>,
     reply: oneshot::Sender<MessageStream>,
 }
 

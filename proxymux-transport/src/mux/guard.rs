@@ -51,6 +51,7 @@ impl StreamGuard {
         let mut guard = Self::accepted(stream, slot);
         guard.known_to_peer = false;
         guard.pending = Some(pending);
+        guard.abort = Some(AbortCode::Cancelled);
         guard
     }
 
@@ -115,6 +116,8 @@ impl StreamGuard {
     /// Says that the peer has answered the opening of this stream.
     pub(crate) fn no_longer_pending(&mut self) {
         self.pending = None;
+        // From here on the stream is somebody's connection.
+        self.abort = Some(AbortCode::Reset);
     }
 
     /// Gives the stream up for `code`.

@@ -145,6 +145,45 @@ async fn what_the_agent_sends_to_a_lingering_stream_is_thrown_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_message_leaves_before_its_opener_has_the_stream() {
+    let mut session = Session::in_memory(LIMITS);
+    let first = message(b"open");
+    let mut open = Box::pin(session.master.mux.open_with(&first));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(open.as_mut().poll(&mut cx).is_pending());
+
+    let mut agent = session.agent.incoming.next().await.unwrap();
+
+    assert_eq!(agent.receive().await.unwrap().unwrap(), &b"open"[..]);
+    let mut master = open.await.unwrap();
+    assert_eq!(master.queued(), 0);
+    agent.send(&message(b"opened")).await.unwrap();
+    assert_eq!(master.receive().await.unwrap().unwrap(), &b"opened"[..]);
+    drop((agent, master));
+    session.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_and_is_gone_before_the_stream_is_there_has_cancelled_it() {
+    let mut session = Session::in_memory(LIMITS);
+    session.play_control();
+    let first = message(b"open");
+    let mut open = Box::pin(session.master.mux.open_with(&first));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(open.as_mut().poll(&mut cx).is_pending());
+    let mut agent = session.agent.incoming.next().await.unwrap();
+
+    drop(open);
+
+    let error = agent.given_up().await;
+    let cancelled = matches!(error, StreamError::Aborted(AbortCode::Cancelled));
+    assert!(cancelled, "{error:?}");
+    drop(agent);
+    session.is_empty().await;
+    session.assert_alive();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_open_dropped_at_any_point_leaves_nothing() {
     let session = Session::in_memory(LIMITS);
     for steps in 0..12 {

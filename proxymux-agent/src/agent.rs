@@ -9,6 +9,7 @@ use proxymux_proto::{InstanceId, PROTOCOL_VERSION, Registration};
 use proxymux_transport::{memory::MemoryBudget, reload::Certificates, shutdown::Shutdown};
 
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     board::Board,
@@ -18,6 +19,7 @@ use crate::{
     flows::Flows,
     masters::HeldMasters,
     metrics::Metrics,
+    rest::Rest,
     steering::{Sources, Steering},
     target::TargetPolicy,
 };
@@ -44,6 +46,8 @@ pub(crate) struct Agent {
     pub(crate) sources: Arc<Sources>,
     /// When it takes nothing new any more, after it was told to end.
     pub(crate) closing: Closing,
+    /// What keeps it from being at rest.
+    pub(crate) rest: Rest,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -68,8 +72,15 @@ impl Agent {
             flows,
             steering,
             closing: Closing::default(),
+            rest: Rest::default(),
             shutdown,
         })
+    }
+
+    /// Notes a connection until the token is dropped; see [`Closing::work`].
+    pub(crate) fn work(&self) -> TaskTrackerToken {
+        self.rest.disturb();
+        self.closing.work()
     }
 
     /// What a master is told of this node.

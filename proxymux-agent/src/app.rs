@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use proxymux_transport::{
-    admin::Admin, config_file::Warning, limits::raise_open_files, reload, shutdown::Shutdown,
-    telemetry::chain,
+    admin::Admin, config_file::Warning, limits::raise_open_files, program_pages::ProgramPages,
+    reload, shutdown::Shutdown, telemetry::chain,
 };
 use tokio_util::task::TaskTracker;
 
@@ -16,7 +16,7 @@ use crate::{
     closing,
     config::Config,
     flows::Flows,
-    link,
+    link, rest,
     steering::{Steering, SteeringError, listener, report, sources},
 };
 
@@ -44,6 +44,8 @@ pub enum AppError {
 /// When it cannot start, or a second signal ended it before its drain was over. Everything else
 /// that can go wrong later is logged, and tried again.
 pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
+    // Before there is a thread, or a file is mapped.
+    let pages = ProgramPages::at_start();
     let shutdown = Shutdown::on_signals().map_err(AppError::Signals)?;
     for warning in warnings {
         tracing::warn!(reason = %warning, "configuration");
@@ -58,7 +60,8 @@ pub async fn run(config: Config, warnings: &[Warning]) -> Result<(), AppError> {
     let agent = Agent::new(config, steering, shutdown.clone());
     let answers = Arc::new(AgentAnswers(Arc::clone(&agent)));
     let admin = Admin::start(agent.config.admin.clone(), answers).map_err(AppError::Admin)?;
-    serve_masters(agent).await;
+    let resting = rest::run(&agent.rest, pages, shutdown.drain.clone());
+    tokio::join!(serve_masters(Arc::clone(&agent)), resting);
     // It answers until the drain is over.
     drop(admin);
     if shutdown.force.is_cancelled() {

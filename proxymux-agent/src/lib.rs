@@ -19,6 +19,7 @@ mod masters;
 mod metrics;
 mod netlink;
 mod outbound;
+mod rest;
 mod session;
 pub mod status;
 pub mod steering;

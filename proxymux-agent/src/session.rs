@@ -142,6 +142,7 @@ impl Worker {
             self.row.set(State::Dialling);
             let mut changes = self.agent.masters.changes();
             let segments = self.path.next();
+            self.agent.rest.disturb();
             let established = establish(&self.agent, &self.server, self.at, segments).await;
             let pause = match established {
                 Ok(established) => {

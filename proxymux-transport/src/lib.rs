@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mux;
 pub mod pair;
+pub mod program_pages;
 pub mod relay;
 pub mod reload;
 pub mod segments;

@@ -1,9 +1,9 @@
 //! Settings of sockets, and what the kernel knows of a connection.
 //!
 //! Owns every socket option that proxymux sets, so that the reason for each stands in one place.
-//! This is the only module of the crate with `unsafe`: the kernel's own account of a TCP
-//! connection (`TCP_INFO`), and one of its newer options, have no safe wrapper. The sizes of
-//! buffers are in `buffers`.
+//! One of two modules of the crate with `unsafe`, besides `program_pages`: the kernel's own account
+//! of a TCP connection (`TCP_INFO`), and one of its newer options, have no safe wrapper. The sizes
+//! of buffers are in `buffers`.
 
 use std::{
     io,

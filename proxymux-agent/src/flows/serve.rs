@@ -53,7 +53,7 @@ pub(super) async fn serve(
     agent: Arc<Agent>,
 ) {
     let started = Instant::now();
-    let _work = agent.closing.work();
+    let _work = agent.work();
     let peer = flow.connection().peer_addr().unwrap_or(owner.at);
     match open(&mut flow, &request, &owner, &agent).await {
         Ok(kubelet) => {

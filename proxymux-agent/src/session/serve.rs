@@ -65,7 +65,7 @@ enum ServeError {
 /// Serves a stream that the master has opened.
 pub(crate) async fn serve(mut stream: MessageStream, context: StreamContext) {
     let started = Instant::now();
-    let _work = context.agent.closing.work();
+    let _work = context.agent.work();
     let request = receive_request(&mut stream).await;
     let target = request.as_ref().ok().map(|request| request.target.clone());
     let opened = match request {

@@ -245,7 +245,7 @@ async fn relay(
     cut: CancellationToken,
 ) {
     let config = &agent.config;
-    let _work = agent.closing.work();
+    let _work = agent.work();
     let Some(target) = target(to) else {
         return;
     };

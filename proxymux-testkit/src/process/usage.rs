@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 pub struct Usage {
     /// Resident set.
     pub rss_bytes: u64,
+    /// The part of it that is mapped files: the program itself and its libraries.
+    pub rss_file_bytes: u64,
     /// Open file descriptors.
     pub open_files: usize,
     /// Threads.
@@ -28,6 +30,7 @@ impl Usage {
         let descriptors = format!("/proc/{pid}/fd");
         Ok(Self {
             rss_bytes: status_number(&status, "VmRSS:")? * 1024,
+            rss_file_bytes: status_number(&status, "RssFile:")? * 1024,
             open_files: fs::read_dir(&descriptors)
                 .with_context(|| format!("cannot list {descriptors}"))?
                 .count(),

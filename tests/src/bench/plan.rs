@@ -27,7 +27,7 @@ pub struct Plan {
     pub(super) log_bytes: u64,
     /// For how long nothing is done to see what the machine does by itself, in each round.
     pub(super) background: Duration,
-    /// For how long the idle daemons are watched.
+    /// For how long the idle daemons are watched. An agent comes to rest within 20 s.
     pub(super) idle: Duration,
     /// How many connections of a fast path then stand idle.
     pub(super) idle_connections: u64,
@@ -103,7 +103,7 @@ impl Plan {
             requests: 3_000,
             opens: 500,
             log_bytes: 128 << 20,
-            idle: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
             looks: [Duration::from_secs(5), Duration::from_secs(15)],
             blocks: 3,
             requests_per_block: 1_000,
@@ -132,7 +132,7 @@ impl Plan {
             opens: 300,
             log_bytes: 64 << 20,
             background: Duration::from_secs(2),
-            idle: Duration::from_secs(5),
+            idle: Duration::from_secs(25),
             looks: [Duration::from_secs(5), Duration::from_secs(8)],
             blocks: 3,
             requests_per_block: 500,

@@ -8,6 +8,7 @@ mod draining;
 mod hanging;
 mod outages;
 mod restarts;
+mod resting;
 mod rolling;
 mod starting;
 mod takeover;

@@ -305,11 +305,14 @@ impl Document<'_> {
                 ]
             });
         let [first, later] = self.plan.looks;
+        let idle = self.plan.idle;
         section(
             "Memory",
             &format!(
                 "MiB: resident memory of each daemon, and what the kernel holds in sockets and pipes \
                  for each.\n\
+                 Idle daemons are looked at after {idle:?}, before anything was asked of them; an agent \
+                 at rest has then unmapped the pages of its program that it does not use.\n\
                  Stalled downloads ran at full speed for {} MiB each and were then not read any more; \
                  what both daemons' sockets and pipes hold is told {first:?} and {later:?} after the \
                  last of them stood.\n",

@@ -35,6 +35,7 @@ mod process;
 mod sessions;
 mod streams;
 
+pub(crate) use self::process::status_bytes;
 pub use self::{
     document::{document, with_section},
     memory::MemoryMetrics,

@@ -17,6 +17,8 @@ use std::{ffi::c_void, fs, io, num::NonZeroUsize, ptr::NonNull};
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
+use crate::metrics::status_bytes;
+
 /// The mappings of the program's file and of its libraries, as they were at the start.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProgramPages {
@@ -126,22 +128,9 @@ fn hexadecimal(text: &str) -> Option<usize> {
     usize::from_str_radix(text, 16).ok()
 }
 
-/// `RssFile`: bytes of files that are mapped and in memory.
+/// Bytes of files that are mapped and in memory.
 fn mapped_file_bytes() -> io::Result<usize> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let missing = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "no RssFile in /proc/self/status",
-        )
-    };
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssFile:"))
-        .and_then(|kib| kib.trim().strip_suffix("kB"))
-        .and_then(|kib| kib.trim_end().parse::<usize>().ok())
-        .ok_or_else(missing)?;
-    Ok(kib * 1024)
+    status_bytes("RssFile:").ok_or_else(|| io::Error::other("no RssFile in /proc/self/status"))
 }
 
 #[cfg(test)]

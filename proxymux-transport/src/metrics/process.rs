@@ -32,7 +32,8 @@ impl ProcessMetrics {
 
 impl Collector for ProcessMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        if let Some(bytes) = resident_memory() {
+        let resident = status_bytes("VmRSS:").and_then(|bytes| i64::try_from(bytes).ok());
+        if let Some(bytes) = resident {
             let memory = encoder.encode_descriptor(
                 "resident_memory",
                 "Memory of the process that is in RAM (VmRSS).",
@@ -70,13 +71,11 @@ impl Collector for ProcessMetrics {
     }
 }
 
-/// Bytes, from a line such as `VmRSS:      7656 kB`.
-fn resident_memory() -> Option<i64> {
+/// Bytes, from a line of this process's status such as `VmRSS:      7656 kB`.
+pub(crate) fn status_bytes(key: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: i64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kib.checked_mul(1024)
 }
 
@@ -92,7 +91,7 @@ mod tests {
 
     #[test]
     fn memory_and_descriptors_of_this_process_are_plausible() {
-        let bytes = resident_memory().unwrap();
+        let bytes = status_bytes("VmRSS:").unwrap();
         assert!((1 << 20..1 << 33).contains(&bytes), "{bytes}");
 
         let before = open_files().unwrap();

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proxymux_proto::{AbortCode, Measure, OpenAnswer, OpenRequest, RefuseCode, TargetAddr};
+use proxymux_proto::{Measure, OpenAnswer, OpenRequest, RefuseCode, TargetAddr};
 use proxymux_transport::{
     metrics::GaugeGuard,
     mux::OpenError,
@@ -83,15 +83,15 @@ async fn hear(
 ) -> Result<RelayStream, OpenFailure> {
     let stream = opened.map_err(|error| failed_to_open(session, error))?;
     let mut opening = Opening {
-        stream: Some(stream),
+        stream,
         dialing: false,
     };
     let answered = opening.answer();
     match tokio::time::timeout_at(deadline, answered).await {
         Err(_) => Err(out_of_time(session, target, opening.dialing)),
-        Ok(Ok(Answer::Opened)) => Ok(opening.into_relay()),
+        Ok(Ok(Answer::Opened)) => Ok(opening.stream.into_relay()),
         Ok(Ok(Answer::Refused { code, message })) => {
-            opening.finish();
+            opening.stream.finish();
             Err(refusal(code, message))
         }
         Ok(Err(StreamError::SessionGone)) => Err(OpenFailure::SessionGone),
@@ -174,8 +174,7 @@ pub(crate) const WAITED: &[&str] = &[
 
 /// A stream that is being opened. Dropping it tells the agent to stop.
 struct Opening {
-    /// There until the outcome is known.
-    stream: Option<MessageStream>,
+    stream: MessageStream,
     /// The agent has said that it dials.
     dialing: bool,
 }
@@ -187,13 +186,10 @@ enum Answer {
 
 impl Opening {
     async fn answer(&mut self) -> Result<Answer, StreamError> {
-        let Some(stream) = &mut self.stream else {
-            return Err(StreamError::CutOff);
-        };
         // What is left of the request.
-        stream.send(&[]).await?;
+        self.stream.send(&[]).await?;
         loop {
-            let content = stream.receive().await?.ok_or(StreamError::CutOff)?;
+            let content = self.stream.receive().await?.ok_or(StreamError::CutOff)?;
             // An answer that cannot be read ends the exchange like one that never came.
             match OpenAnswer::decode(&content).map_err(|_| StreamError::CutOff)? {
                 OpenAnswer::Opened => return Ok(Answer::Opened),
@@ -203,27 +199,6 @@ impl Opening {
                 OpenAnswer::Dialing => self.dialing = true,
                 OpenAnswer::Unknown => {}
             }
-        }
-    }
-
-    fn into_relay(mut self) -> RelayStream {
-        self.stream
-            .take()
-            .expect("it is only taken here, in `finish` and on drop")
-            .into_relay()
-    }
-
-    fn finish(mut self) {
-        if let Some(stream) = self.stream.take() {
-            stream.finish();
-        }
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            stream.abort(AbortCode::Cancelled);
         }
     }
 }

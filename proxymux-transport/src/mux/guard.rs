@@ -51,6 +51,7 @@ impl StreamGuard {
         let mut guard = Self::accepted(stream, slot);
         guard.known_to_peer = false;
         guard.pending = Some(pending);
+        // Until it is a connection, who lets go of it does not want it any more.
         guard.abort = Some(AbortCode::Cancelled);
         guard
     }
